@@ -1,0 +1,226 @@
+"""Configuration: frozen dataclasses and one table of presets.
+
+Field names are unique over all dataclasses, so one flat name is a make variable (`STEPS=500`), a papermill
+parameter (`steps = 500`) and a field (`TrainConfig.steps`) at once. Fractions are of the total number of steps,
+so that a short run has the shape of a long one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """01. Sizes of what is generated or read."""
+
+    size: int = 64  # pixels, square
+    train_n: int = 1000  # phantoms only: training images (long-tailed)
+    val_n: int = 200  # phantoms only: same distribution as training
+    test_per_cell: int = 12  # phantoms only: balanced test set, held-out cells included
+    interaction: float = 0.5  # phantoms only: 0 = attributes act additively, 1 = full pairwise interactions
+    data_seed: int = 0  # one data set for all training seeds
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """01. The base model: a folder or hub id in Stable Diffusion's layout, and its adaptation to real data."""
+
+    base: str = "tiny"  # "tiny" = shipped; else a folder or hub id
+    revision: str = ""  # hub revision (paper scale: required for a hub id)
+    base_sha256: str = ""  # of the UNet's weight file, checked when given
+    vae_steps: int = 0  # fine-tune the VAE on the training split first (real data on the tiny base)
+    unet_steps: int = 0  # fine-tune the UNet on prompts without demographics
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """02-04. One training run; the defaults are the tiny model's."""
+
+    steps: int = 300
+    batch: int = 64  # the paper's global batch, whatever the number of processes
+    microbatch: int = 64  # images in memory at once, per process
+    lr: float = 4e-4
+    head_lr: float = 4e-3  # learning rate of the demographic conditioner
+    lr_schedule: str = "cosine"  # cosine | constant
+    warmup: float = 500 / 30_000  # fraction of steps
+    clip: float = 1.0  # gradient norm
+    ema: bool = True
+    ema_horizon: float = 0.1  # fraction of steps over which the average remembers
+    trained: tuple[str, ...] = ("unet", "text_encoder")
+    lora_rank: int = 0  # 0 = full fine-tuning of the UNet
+    precision: str = "no"  # accelerate's mixed_precision: no | bf16 | fp16
+    gradient_checkpointing: bool = False
+    prompt_dropout: float = 0.1  # prompt and token dropped together, for guidance
+    demographic_dropout: float = 0.0  # token alone zeroed
+    input_perturbation: float = 0.0  # x N(0,1) added to the noise that corrupts the latents
+    validate_every: float = 0.25  # fraction of steps
+    checkpoint_every: float = 0.25  # fraction of steps
+
+
+@dataclass(frozen=True)
+class HCNConfig:
+    """Hierarchical Conditioner Network and its losses (CompDiff, section 3 of the method)."""
+
+    d_node: int = 256
+    dropout: float = 0.1
+    uncertainty: bool = True
+    kl_weight: float = 0.005
+    kl_ramp: float = 5_000 / 30_000  # fraction of steps over which the KL weight rises linearly
+    consistency_weight: float = 0.1
+    aux_weight: float = 1.0
+    aux_hidden: int = 512
+    age_loss: str = "ce"  # ce | soft_ce | ordinal | mse | focal
+
+
+@dataclass(frozen=True)
+class FairConfig:
+    """Fair Bayesian perturbation (FairDiffusion)."""
+
+    weighting: str = "normalised"  # normalised (CompDiff's port) | original
+    time_window: int = 30  # steps per Bayesian update; the first window holds one record more
+    exploitation: float = 0.95
+    ucb_beta: float = 0.1
+    restarts: int = 5
+    raw_samples: int = 20
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """05. Generation."""
+
+    solver: str = "dpm++"  # dpm++ | ddpm | ddim | base (the base model's own scheduler)
+    sample_steps: int = 20
+    guidance: float = 2.0
+    balanced_per_cell: int = 10
+    sample_batch: int = 128
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """06-07. Metrics and downstream classifiers."""
+
+    feature_size: int = 128  # pixels fed to the feature extractor
+    resamples: int = 200  # bootstrap resamples of each interval
+    judge_epochs: int = 12
+    downstream_epochs: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on besides its data."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    base_model: BaseConfig = field(default_factory=BaseConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    hcn: HCNConfig = field(default_factory=HCNConfig)
+    fair: FairConfig = field(default_factory=FairConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+
+
+# --- the table of presets: profile -> what differs from the defaults above (which are the demo's) -------------
+PROFILES: dict[str, dict[str, object]] = {
+    "smoke": dict(size=32, train_n=160, val_n=40, test_per_cell=2, steps=6, batch=16, microbatch=16, sample_steps=4,
+                  balanced_per_cell=1, resamples=20, judge_epochs=1, downstream_epochs=1, feature_size=64, time_window=2),
+    "demo": dict(),
+    # CompDiff's released configuration. SD-2.1-base has no address of its own any more: name yours with BASE=.
+    "paper": dict(size=512, base="", steps=30_000, batch=8, microbatch=8, lr=1e-5, head_lr=1e-5, precision="bf16",
+                  gradient_checkpointing=True, validate_every=2_500 / 30_000, checkpoint_every=2_500 / 30_000,
+                  solver="ddpm", sample_steps=75, guidance=7.5, balanced_per_cell=2_500, sample_batch=32,
+                  resamples=1_000, feature_size=299, judge_epochs=20, downstream_epochs=100),
+}  # fmt: skip
+
+# Datasets on which a profile differs. Real radiographs: the shipped base has only seen phantoms, so it is adapted.
+DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
+    ("demo", "nih"): dict(vae_steps=600, unet_steps=600),
+    ("smoke", "nih"): dict(vae_steps=2, unet_steps=2),
+}
+
+# Training recipes at paper scale (method section 2), applied with `recipe=`.
+RECIPES: dict[str, dict[str, object]] = {
+    "profile": {},
+    "compdiff_hcn": dict(steps=30_000, batch=8, lr=1e-5, lr_schedule="cosine", warmup=500 / 30_000, precision="bf16"),
+    "compdiff_others": dict(steps=30_000, batch=16, lr=1e-5, lr_schedule="cosine", warmup=500 / 30_000, precision="bf16"),
+    "fairdiffusion": dict(steps=100_000, batch=32, lr=1e-5, lr_schedule="constant", warmup=0.0, precision="fp16",
+                          trained=("unet",), input_perturbation=0.0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison: which objects are passed to the one training loop."""
+
+    title: str
+    conditioner: str = "none"  # none | flat | flat_separate | hcn
+    fair: bool = False
+    in_prompt: tuple[str, ...] = ()  # attributes the prompt names besides those that are not encoded
+    overrides: tuple[tuple[str, object], ...] = ()
+
+
+ALL = ("*",)  # every attribute of the schema stays in the prompt
+METHODS: dict[str, Method] = {
+    "text": Method("Text baseline", in_prompt=ALL),
+    "flat": Method("Flat encoder", conditioner="flat"),
+    "fairdiffusion": Method("FairDiffusion", fair=True, in_prompt=ALL, overrides=(("input_perturbation", 0.1),)),
+    "hcn": Method("HCN (CompDiff)", conditioner="hcn"),
+    "hcn_fairdiffusion": Method("HCN + FairDiffusion", conditioner="hcn", fair=True, overrides=(("input_perturbation", 0.1),)),
+    # extra rows and ablations, behind the switch `ablation`
+    "flat_separate": Method("Flat encoder, separate tokens", conditioner="flat_separate"),
+    "hcn_age_from_prompt": Method("HCN, age from prompt", conditioner="hcn", in_prompt=("age",)),
+    "hcn_no_aux": Method("HCN, no auxiliary loss", conditioner="hcn", overrides=(("aux_weight", 0.0),)),
+    "hcn_no_consistency": Method("HCN, no consistency loss", conditioner="hcn", overrides=(("consistency_weight", 0.0),)),
+}
+MAIN_METHODS = ("text", "flat", "fairdiffusion", "hcn", "hcn_fairdiffusion")
+EXTRA_METHODS = tuple(m for m in METHODS if m not in MAIN_METHODS)
+
+
+def dials() -> dict[str, str]:
+    """{flat field name: name of the `Config` part that holds it}; a name that stands in two parts is an error."""
+    owner: dict[str, str] = {}
+    for part in fields(Config):
+        for dial in fields(part.default_factory):
+            if dial.name in owner:
+                raise TypeError(f"config field {dial.name!r} stands in {owner[dial.name]} and {part.name}")
+            owner[dial.name] = part.name
+    return owner
+
+
+def override(config: Config, **values: object) -> Config:
+    """`config` with flat fields replaced. Strings are converted to the field's type; unknown names raise."""
+    owner = dials()
+    parts: dict[str, dict[str, object]] = {}
+    for name, value in values.items():
+        if name not in owner:
+            raise ValueError(f"unknown setting {name!r}; known settings: {', '.join(sorted(owner))}")
+        current = getattr(getattr(config, owner[name]), name)
+        parts.setdefault(owner[name], {})[name] = _as_type_of(current, value, name)
+    return replace(config, **{part: replace(getattr(config, part), **new) for part, new in parts.items()})
+
+
+def _as_type_of(current: object, value: object, name: str) -> object:
+    try:
+        if isinstance(current, tuple):
+            return tuple(value.split()) if isinstance(value, str) else tuple(value)
+        if isinstance(current, bool) and isinstance(value, str):
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        return type(current)(value)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"setting {name}={value!r} is not a {type(current).__name__}") from None
+
+
+def settings(profile: str, dataset: str = "", method: str = "", recipe: str = "profile", **values: object) -> Config:
+    """The configuration of one run: profile, then dataset, recipe and method presets, then explicit values."""
+    for what, name, table in (("profile", profile, PROFILES), ("recipe", recipe, RECIPES)):
+        if name not in table:
+            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(table)}")
+    if method and method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    layers = [PROFILES[profile], DATASET_PRESETS.get((profile, dataset), {}), RECIPES[recipe]]
+    layers += [dict(METHODS[method].overrides)] if method else []
+    config = Config()
+    for layer in [*layers, values]:
+        config = override(config, **layer)
+    if config.train.batch % config.train.microbatch:
+        raise ValueError(f"batch={config.train.batch} is not divisible by microbatch={config.train.microbatch}")
+    return config

@@ -1,0 +1,269 @@
+"""01. Prepare a dataset once (`prepare`), read it everywhere (`load` -> `Data`).
+
+A prepared folder holds samples.csv (one row per image), shards/, index.json (counts and sha256 of everything) and a
+copy of its manifest. It is built aside and moved into place when complete, under a lock: whole or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from compdiff import attributes, record, shards
+from compdiff.attributes import Schema
+from compdiff.cohorts import ADAPTERS, Cohort
+from compdiff.config import ALL, DataConfig
+from compdiff.manifests import Manifest, load_manifest, parse_manifest
+from compdiff.problems import DataError
+
+FORMAT = 1  # of index.json
+SPLITS = ("train", "val", "test", "zero_shot")
+
+
+def prepare(manifest: str | Path, out: Path, config: DataConfig, data_root: str = "") -> dict:
+    """Build the folder `out` from a manifest's name or path; returns its index. Same inputs, same bytes.
+
+    data_root: folder of real data, absolute or relative to the repository's root.
+
+    ManifestError, DataError: one report of all problems, and `out` stays as it was.
+    """
+    declared = load_manifest(manifest)
+    out = Path(out).resolve()
+    if out.exists() and not (out / "index.json").is_file() and (out.is_file() or any(out.iterdir())):
+        problem = f"{out}: is there and is no prepared data folder -> remove it or name another folder"
+        raise DataError(declared.title, [problem])
+    cohort = ADAPTERS[declared.layout](declared, config, data_root)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(out):
+        for stale in out.parent.glob(f".{glob.escape(out.name)}.new-*"):
+            shutil.rmtree(stale)  # of a killed process: the lock is ours, so nobody writes there
+        aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.new-"))
+        try:
+            index = _build(declared, cohort, config.size, aside)
+            _swap(aside, out, index)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return index
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """One process at a time builds `out`; the kernel frees the lock of a killed process."""
+    with open(out.parent / f".{out.name}.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is preparing {out}; waiting for it", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _swap(aside: Path, out: Path, index: dict) -> None:
+    """Move the complete folder into place; an equal one that is already there stays untouched, for its readers."""
+    if _same(out, index):
+        return
+    os.chmod(aside, 0o755)
+    if out.exists():
+        os.replace(out, aside.with_name(aside.name + ".old"))
+    os.replace(aside, out)
+    shutil.rmtree(aside.with_name(aside.name + ".old"), ignore_errors=True)
+
+
+def _same(folder: Path, index: dict) -> bool:
+    """Does `folder` hold exactly what `index` says?"""
+    files = {"samples.csv": index["samples_sha256"]} | {entry["file"]: entry["sha256"] for entry in index["shards"]}
+    try:
+        return json.loads((folder / "index.json").read_text()) == index and all(
+            record.sha256_file(folder / name) == sha256 for name, sha256 in files.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _build(manifest: Manifest, cohort: Cohort, size: int, folder: Path) -> dict:
+    """Stream the cohort into shards, then samples.csv, the manifest's copy and, last, index.json."""
+    rows: list[dict] = []
+
+    def keep() -> Iterator[tuple[dict, np.ndarray]]:
+        for row, image in cohort.samples:
+            rows.append(row)
+            yield row, image
+
+    entries = shards.write(folder / "shards", keep())
+    table = pd.DataFrame(rows)
+    assert table["id"].is_unique, "two images got one id"
+    record.write_text(folder / "samples.csv", table.to_csv(index=False, lineterminator="\n"))
+    record.write_text(folder / "manifest.yaml", manifest.text)
+    names = [manifest.schema.cell_name(c) for c in manifest.schema.cells()]
+    splits = [s for s in SPLITS if (table["split"] == s).any()]
+    cells = {s: np.bincount(table["cell"][table["split"] == s], minlength=len(names)).tolist() for s in splits}
+    index = {
+        "format": FORMAT,
+        "dataset": manifest.name,
+        "title": manifest.title,
+        "layout": manifest.layout,
+        "schema": {a.name: list(a.categories) for a in manifest.schema.attributes},
+        "size": size,
+        "settings": cohort.settings,
+        "images": {s: int((table["split"] == s).sum()) for s in splits},
+        "patients": {s: int(table["patient"][table["split"] == s].nunique()) for s in splits},
+        "cells": {s: dict(zip(names, counts, strict=True)) for s, counts in cells.items()},
+        "held_out": [manifest.schema.cell_name(c) for c in manifest.held_out],
+        "excluded": cohort.excluded,
+        "source_sha256": cohort.source,
+        "manifest_sha256": manifest.sha256,
+        "samples_sha256": record.sha256_file(folder / "samples.csv"),
+        "shards": entries,
+    }
+    index["sha256"] = record.sha256_json(index)
+    record.write_json(folder / "index.json", index)
+    return index
+
+
+def load(folder: Path) -> Data:
+    """Open a prepared folder. DataError when it is absent, incomplete or differs from its index."""
+    folder = Path(folder).resolve()
+    again = "run notebook 01_data_prep (or `make smoke`)"
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        table_text = (folder / "samples.csv").read_bytes()
+        manifest_text = (folder / "manifest.yaml").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"data in {folder}", [f"{Path(error.filename).name}: missing -> {again}"]) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"data in {folder}", [f"index.json: not readable ({error}) -> {again}"]) from None
+    rest = {k: v for k, v in index.items() if k != "sha256"} if isinstance(index, dict) else {}
+    if not rest or index.get("sha256") != record.sha256_json(rest):
+        raise DataError(f"data in {folder}", [f"index.json: changed -> {again}"])
+    if index.get("format") != FORMAT:
+        raise DataError(f"data in {folder}", [f"index.json: written by another version -> {again}"])
+    if hashlib.sha256(table_text).hexdigest() != index["samples_sha256"]:
+        raise DataError(f"data in {folder}", [f"samples.csv: differs from index.json -> {again}"])
+    manifest = parse_manifest(manifest_text, index["dataset"], str(folder / "manifest.yaml"))
+    if manifest.sha256 != index["manifest_sha256"]:
+        raise DataError(f"data in {folder}", [f"manifest.yaml: differs from index.json -> {again}"])
+    texts = dict.fromkeys(("id", "patient", "split", "findings", *manifest.schema.names), str)
+    table = pd.read_csv(folder / "samples.csv", dtype=texts, keep_default_na=False)
+    return Data(folder, index, manifest, table)
+
+
+@dataclass
+class Data:
+    """A prepared dataset. `rows` arguments are frames with its columns: any part of `.table`, or a generated set."""
+
+    folder: Path
+    index: dict
+    manifest: Manifest
+    table: pd.DataFrame  # one row per image; columns as in `compdiff.cohorts`
+    _cache: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # split -> uint8 [n, S, S]
+
+    @property
+    def schema(self) -> Schema:
+        return self.manifest.schema
+
+    @property
+    def size(self) -> int:
+        return self.index["size"]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.manifest.labels)
+
+    def rows(self, split: str | None = None, held_out: bool | None = None) -> pd.DataFrame:
+        """The part of the table in one split, and with or without the held-out cells."""
+        if split is not None and split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; one of {SPLITS}")
+        keep = np.ones(len(self.table), dtype=bool)
+        if split is not None:
+            keep &= (self.table["split"] == split).to_numpy()
+        if held_out is not None:
+            keep &= (self.table["held_out"] == int(held_out)).to_numpy()
+        return self.table[keep]
+
+    def images(self, rows: pd.DataFrame | None = None) -> np.ndarray:
+        """uint8 [n, S, S] in the order of `rows`, found by their ids; reads (and keeps) only the splits it needs."""
+        ids = (self.table if rows is None else rows)["id"]
+        at = pd.Index(self.table["id"]).get_indexer(ids)
+        if (at < 0).any():
+            raise ValueError(f"no image with id {ids.iloc[int((at < 0).argmax())]!r} in {self.folder}")
+        out = np.empty((len(at), self.size, self.size), dtype=np.uint8)
+        splits = self.table["split"].to_numpy()
+        for split in dict.fromkeys(splits[at]):
+            here = splits[at] == split
+            first = int((splits == split).argmax())  # the rows of a split stand together
+            out[here] = self._split_images(split)[at[here] - first]
+        return out
+
+    def _split_images(self, split: str) -> np.ndarray:
+        if split not in self._cache:
+            ids = self.rows(split)["id"].tolist()
+            out = np.empty((len(ids), self.size, self.size), dtype=np.uint8)
+            entries = [entry for entry in self.index["shards"] if entry["split"] == split]
+            if sum(entry["n"] for entry in entries) != len(ids):
+                raise shards.ShardError(f"{self.folder}: samples.csv and the shards of {split} differ in number")
+            samples = (sample for entry in entries for sample in shards.read(self.folder, entry, self.size))
+            for n, (wanted, (row, image)) in enumerate(zip(ids, samples, strict=True)):
+                if row["id"] != wanted:
+                    raise shards.ShardError(f"{self.folder}: the shards of {split} are not in the order of samples.csv")
+                out[n] = image
+            self._cache[split] = out
+        return self._cache[split]
+
+    def attributes(self, rows: pd.DataFrame | None = None) -> np.ndarray:
+        """Category indices, int64 [n, K] in schema order. ValueError for an unknown or missing category."""
+        rows = self.table if rows is None else rows
+        out = np.empty((len(rows), len(self.schema)), dtype=np.int64)
+        for k, attribute in enumerate(self.schema.attributes):
+            out[:, k] = [attribute.index(value) for value in rows[attribute.name]]
+        return out
+
+    def labels(self, rows: pd.DataFrame | None = None) -> np.ndarray:
+        """Label values, int64 [n, L] in the order of `label_names`."""
+        rows = self.table if rows is None else rows
+        return rows[[f"y_{name}" for name in self.label_names]].to_numpy(dtype=np.int64)
+
+    def prompts(self, rows: pd.DataFrame | None = None, named: Sequence[str] = ALL) -> list[str]:
+        """One prompt per row, naming the attributes in `named` ("*" = all of them) and no other."""
+        rows = self.table if rows is None else rows
+        names = self.schema.names if tuple(named) == ALL else tuple(named)
+        columns = [*self.schema.names, "age_years", "findings"]
+        return [
+            attributes.prompt(self.manifest.prompts, row, names, self.schema)
+            for row in rows[columns].to_dict("records")
+        ]
+
+    def cells(self, rows: pd.DataFrame | None = None) -> np.ndarray:
+        """Index of every row's cell in `schema.cells()`, int64 [n]."""
+        return np.ravel_multi_index(tuple(self.attributes(rows).T), self.schema.sizes)
+
+    def cell_counts(self, split: str = "train") -> pd.Series:
+        """Images per cell, all cells in the order of `schema.cells()`; the index holds cell names."""
+        names = [self.schema.cell_name(cell) for cell in self.schema.cells()]
+        return pd.Series(np.bincount(self.cells(self.rows(split)), minlength=len(names)), index=names, name=split)
+
+    def group_masks(self, rows: pd.DataFrame | None = None) -> dict[tuple[str, str], np.ndarray]:
+        """{(group_kind, group): bool [n]} for overall, every category, held_out (held_out, seen) and every cell.
+
+        The one place where groups are made. All groups of the schema are there, also those without a row.
+        """
+        values = self.attributes(rows)
+        cells = self.cells(rows)
+        held = np.isin(cells, [self.schema.cells().index(cell) for cell in self.manifest.held_out])
+        masks = {("overall", ""): np.ones(len(values), dtype=bool)}
+        for k, attribute in enumerate(self.schema.attributes):
+            masks |= {(attribute.name, category): values[:, k] == i for i, category in enumerate(attribute.categories)}
+        masks |= {("held_out", "held_out"): held, ("held_out", "seen"): ~held}
+        return masks | {("cell", self.schema.cell_name(cell)): cells == i for i, cell in enumerate(self.schema.cells())}

@@ -1,0 +1,266 @@
+"""The latent diffusion model in Stable Diffusion's own layout: load or build its parts, encode, noise, target, decode.
+
+The only module that imports diffusers and transformers. The tiny base and SD-2.1 go through the same functions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from compdiff import paths, record
+from compdiff.config import TrainConfig
+
+PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+
+
+@dataclass
+class Diffusion:
+    """The five parts of a Stable Diffusion folder. d_ctx is the width of the UNet's cross-attention."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+
+    @property
+    def d_ctx(self) -> int:
+        return self.unet.config.cross_attention_dim
+
+    @property
+    def channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    def to(self, device: torch.device | str) -> Diffusion:
+        for part in (self.text_encoder, self.vae, self.unet):
+            part.to(device)
+        return self
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts -> token ids [B, T], padded and cut to the encoder's length."""
+        length = self.text_encoder.config.max_position_embeddings
+        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
+        return torch.tensor(encoded["input_ids"], dtype=torch.long)
+
+    @torch.no_grad()
+    def moments(self, images: np.ndarray, batch: int = 64) -> Tensor:
+        """Grey images uint8 [N, S, S] -> mean and log-variance of q(z|x), [N, 2C, h, w] (unscaled)."""
+        out = []
+        for start in range(0, len(images), batch):
+            x = to_model(images[start : start + batch], self.vae.config.in_channels).to(self.vae.device)
+            out.append(self.vae.encode(x).latent_dist.parameters.cpu())
+        return torch.cat(out)
+
+    def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """z = scale * (mean + std * noise), [B, C, h, w]; the mean when `noise` is None."""
+        mean, logvar = moments.chunk(2, dim=1)
+        z = mean if noise is None else mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise
+        return z * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch: int = 64) -> np.ndarray:
+        """Scaled latents [B, C, h, w] -> grey images uint8 [B, S, S]."""
+        out = []
+        for part in latents.split(batch):
+            out.append(to_images(self.vae.decode(part / self.vae.config.scaling_factor).sample))
+        return np.concatenate(out)
+
+    def target(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the UNet learns to predict: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) z."""
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        if kind == "v_prediction":
+            return self.scheduler.get_velocity(z, noise, t)
+        raise ValueError(f"prediction type {kind!r} is not supported (epsilon, v_prediction)")
+
+    def sampler(self, solver: str):
+        """A fresh diffusers scheduler with the base's noise schedule."""
+        if solver == "dpm++":
+            return DPMSolverMultistepScheduler.from_config(
+                self.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, lower_order_final=True
+            )
+        if solver in ("ddpm", "base"):
+            return DDPMScheduler.from_config(self.scheduler.config)
+        if solver == "ddim":
+            return DDIMScheduler.from_config(self.scheduler.config, clip_sample=False)
+        raise ValueError(f"unknown solver {solver!r}; known: dpm++, ddpm, ddim, base")
+
+    def save(self, folder: Path, half: bool = False) -> None:
+        """Write a folder that `StableDiffusionPipeline.from_pretrained` opens too (`half`: stored as float16)."""
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
+            scheduler=self.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        if half:
+            pipeline.to(dtype=torch.float16)
+        pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def to_model(images: np.ndarray, channels: int) -> Tensor:
+    """Grey uint8 [B, S, S] -> float [-1, 1] [B, channels, S, S]."""
+    x = torch.from_numpy(np.asarray(images, dtype=np.float32) / 127.5 - 1.0)
+    return x[:, None].expand(-1, channels, -1, -1).contiguous()
+
+
+def to_images(x: Tensor) -> np.ndarray:
+    """Float [-1, 1] [B, c, S, S] -> grey uint8 [B, S, S]."""
+    grey = x.float().mean(dim=1).clamp(-1, 1)
+    return ((grey + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def load(base: str, revision: str = "", sha256: str = "") -> Diffusion:
+    """Load a base by folder or hub id ("tiny" = the shipped one); safetensors only, weights in float32.
+
+    FileNotFoundError names the missing part; ValueError when the UNet's weight file has another sha256.
+    """
+    folder = paths.TINY_BASE if base == "tiny" else Path(base)
+    source, where = str(folder), dict(local_files_only=True)
+    if not base:
+        raise FileNotFoundError(
+            "no base model named: set BASE= (parameter `base`) to a folder in Stable Diffusion's layout, or to a hub id "
+            "with REVISION=. SD-2.1's weights left their original address in November 2025; only mirrors remain."
+        )
+    if not folder.is_dir():
+        if base.startswith((".", "/", "~")) or not revision:
+            raise FileNotFoundError(f"base {base!r} is no folder here (for a hub id, name its revision too)")
+        source, where = base, dict(revision=revision)
+    elif missing := [p for p in ("model_index.json", *PARTS) if not (folder / p).exists()]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: not a Stable Diffusion folder")
+    if sha256:
+        found = record.sha256_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        if found != sha256:
+            raise ValueError(f"the UNet weights of {base!r} have sha256 {found}, expected {sha256}")
+    kwargs = dict(torch_dtype=torch.float32, use_safetensors=True, **where)
+    return Diffusion(
+        tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where),
+        text_encoder=CLIPTextModel.from_pretrained(
+            source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, **where
+        ).eval(),
+        vae=AutoencoderKL.from_pretrained(source, subfolder="vae", **kwargs).eval().requires_grad_(False),
+        unet=UNet2DConditionModel.from_pretrained(source, subfolder="unet", **kwargs).eval(),
+        scheduler=DDPMScheduler.from_pretrained(source, subfolder="scheduler", **where),
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the files of a base folder: names and contents."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return record.sha256_json({str(p.relative_to(folder)): record.sha256_file(p) for p in files})
+
+
+# --- building the tiny base ------------------------------------------------------------------------------------
+
+
+def word_tokenizer(corpus: Sequence[str], folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges make each word of `corpus` one token; digits and unknown words fall to bytes."""
+    words = sorted({w for text in corpus for w in "".join(c if c.isalpha() else " " for c in text.lower()).split()})
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator(words, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = dict.fromkeys([*letters, *(c + "</w>" for c in letters), *sorted(learned["vocab"], key=learned["vocab"].get)])
+    tokens |= dict.fromkeys(["<|startoftext|>", "<|endoftext|>"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in learned["merges"])]) + "\n")
+    return CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+
+
+def build_tiny(corpus: Sequence[str], folder: Path, size: int = 64, seed: int = 0) -> Diffusion:
+    """An untrained tiny base: 4x-down 4-channel grey VAE, three-level UNet, two-layer CLIP text encoder."""
+    torch.manual_seed(seed)
+    tokenizer = word_tokenizer(corpus, folder)
+    width, length = 64, 48
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=length, projection_dim=width, hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=1, out_channels=1, block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=8, sample_size=size,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=size // 4, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4, cross_attention_dim=width, norm_num_groups=8, use_linear_projection=True,
+    )  # fmt: skip
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        prediction_type="v_prediction", timestep_spacing="leading", steps_offset=1,
+    )  # fmt: skip
+    return Diffusion(tokenizer, CLIPTextModel(text), vae, unet, scheduler)
+
+
+class Denoiser(nn.Module):
+    """What is trained: UNet, text encoder and conditioner in one module, so that one wrapper (DDP) covers them."""
+
+    def __init__(self, base: Diffusion, conditioner: nn.Module, columns: Sequence[int] | None = None):
+        super().__init__()
+        self.unet, self.text_encoder, self.conditioner = base.unet, base.text_encoder, conditioner
+        self.columns = columns  # which attributes the conditioner sees; None: all
+
+    def encoded(self, attributes: Tensor) -> Tensor:
+        return attributes if self.columns is None else attributes[:, list(self.columns)]
+
+    def penalties(self, condition, attributes: Tensor, progress: float) -> dict[str, Tensor]:
+        """The conditioner's weighted losses, {name: [B]}."""
+        return self.conditioner.penalties(condition, self.encoded(attributes), progress)
+
+    def context(self, ids: Tensor, attributes: Tensor, noise=None, keep: Tensor | None = None):
+        """Token ids [B, T] or embeddings [B, T, d_ctx], attributes [B, K] -> context [B, T + n, d_ctx], condition.
+
+        `keep` [B] in {0, 1} zeroes the demographic tokens of some samples (the unconditional branch of guidance).
+        """
+        text = ids if ids.is_floating_point() else self.text_encoder(ids)[0]  # [B, T, d_ctx]
+        condition = self.conditioner(self.encoded(attributes), noise)
+        tokens = condition.tokens if keep is None else condition.tokens * keep[:, None, None]
+        return torch.cat([text, tokens.to(text.dtype)], dim=1), condition
+
+    def forward(self, noisy: Tensor, t: Tensor, ids: Tensor, attributes: Tensor, noise=None, keep: Tensor | None = None):
+        """Noisy latents [B, C, h, w], timesteps [B] -> prediction [B, C, h, w] and the conditioner's output."""
+        context, condition = self.context(ids, attributes, noise, keep)
+        return self.unet(noisy, t, context).sample, condition
+
+
+def trainable(model: Denoiser, config: TrainConfig) -> dict[str, nn.Parameter]:
+    """Freeze everything but what `config.trained` names, and the conditioner; {name: parameter} of the rest.
+
+    With `lora_rank` > 0 the UNet is frozen and low-rank adapters on its attention projections are trained.
+    """
+    known = {"unet", "text_encoder"}
+    if odd := set(config.trained) - known:
+        raise ValueError(f"trained={sorted(odd)}: only {sorted(known)} can be trained")
+    model.unet.requires_grad_("unet" in config.trained and config.lora_rank == 0)
+    model.text_encoder.requires_grad_("text_encoder" in config.trained)
+    if "unet" in config.trained and config.lora_rank > 0:
+        projections = ["to_q", "to_k", "to_v", "to_out.0"]
+        model.unet.add_adapter(LoraConfig(config.lora_rank, lora_alpha=config.lora_rank, target_modules=projections))
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

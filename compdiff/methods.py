@@ -1,0 +1,76 @@
+"""From names to objects: the conditioner and the reweighter of a method (config.METHODS).
+
+A method's modules are imported only when it is built, so a stage that trains one method depends on that method's
+sources and on no other's (`Stage.loads` in the stage table names them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from compdiff.attributes import Schema
+from compdiff.config import ALL, METHODS, Config, FairConfig, HCNConfig
+from compdiff.diffusion import Denoiser, Diffusion, trainable
+from compdiff.interfaces import Conditioner, NoConditioner, NoReweighter, Reweighter
+from compdiff.train import load_weights
+
+# Method.conditioner -> (module, class, further arguments)
+CONDITIONERS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "flat": ("compdiff.flat", "FlatEncoder", {"mode": "single"}),
+    "flat_separate": ("compdiff.flat", "FlatEncoder", {"mode": "separate"}),
+    "hcn": ("compdiff.hcn", "HCN", {}),
+}
+REWEIGHTER = ("compdiff.fairdiffusion", "FairReweighter")
+
+
+def build_conditioner(
+    name: str, sizes: Sequence[int], d_ctx: int, config: HCNConfig, age_index: int | None = None
+) -> Conditioner:
+    """`Method.conditioner` -> object. `sizes`: C_k of the *encoded* attributes; `age_index`: age among them."""
+    if name == "none":
+        return NoConditioner(d_ctx)
+    if name not in CONDITIONERS:
+        raise ValueError(f"unknown conditioner {name!r}; known: none, {', '.join(CONDITIONERS)}")
+    module, cls, arguments = CONDITIONERS[name]
+    return getattr(import_module(module), cls)(sizes, d_ctx, config, age_index, **arguments)
+
+
+def build_reweighter(fair: bool, sizes: Sequence[int], config: FairConfig) -> Reweighter:
+    """`Method.fair` -> object. `sizes`: C_k of the whole schema, encoded or not."""
+    return getattr(import_module(REWEIGHTER[0]), REWEIGHTER[1])(sizes, config) if fair else NoReweighter()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one method hands to the training loop."""
+
+    conditioner: Conditioner
+    reweighter: Reweighter
+    columns: list[int]  # attributes that the conditioner encodes
+    named: tuple[str, ...]  # attributes that the prompt names: the others
+
+
+def build(method: str, schema: Schema, d_ctx: int, config: Config, seed: int) -> Parts:
+    """The objects of `method`, initialised from `seed`. An attribute is either encoded or named in the prompt."""
+    row = METHODS[method]
+    named = tuple(n for n in schema.names if row.conditioner == "none" or n in row.in_prompt or row.in_prompt == ALL)
+    encoded = [n for n in schema.names if n not in named]
+    columns = [schema.names.index(n) for n in encoded]
+    age_index = encoded.index("age") if "age" in encoded else None
+    torch.manual_seed(seed)
+    sizes = [schema.sizes[k] for k in columns]
+    conditioner = build_conditioner(row.conditioner, sizes, d_ctx, config.hcn, age_index)
+    return Parts(conditioner, build_reweighter(row.fair, schema.sizes, config.fair), columns, named)
+
+
+def restore(method: str, folder: Path, base: Diffusion, schema: Schema, config: Config) -> tuple[Denoiser, Parts]:
+    """The trained model of `folder`/weights.safetensors, in evaluation mode. Changes `base` in place."""
+    parts = build(method, schema, base.d_ctx, config, seed=0)
+    model = Denoiser(base, parts.conditioner, parts.columns)
+    load_weights(model, trainable(model, config.train), Path(folder) / "weights.safetensors")
+    return model, parts

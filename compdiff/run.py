@@ -1,0 +1,237 @@
+"""The door: `python -m compdiff.run paper NAME=value ...` runs the notebooks whose inputs changed (`make paper` calls it).
+
+Each notebook is executed to a temporary file that takes its place only on success; its `run.json`, written last, says
+what it was made from, and makes the next run skip it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from compdiff import config, execute, paths, record
+from compdiff.request import VARIABLES, Refused, Request, command, parse
+from compdiff.stages import Project, Step, before, needed, steps
+
+COMMANDS = {
+    "paper": "run every notebook whose inputs changed (PROFILE=demo unless said)",
+    "smoke": "the same at the smallest size (PROFILE=smoke)",
+    "plan": "print what `paper` would run, and why",
+    "clean": "remove the smoke run and caches; results stay",
+}
+INSIDE = "COMPDIFF_INSIDE_RUN"  # set for the kernels that the door starts
+
+
+# --- checks before anything runs ------------------------------------------------------------------------------------
+def check_names(project: Project, request: Request) -> None:
+    """Refused for a profile, dataset, method, recipe or stage that does not exist."""
+    try:
+        for dataset in request.datasets:
+            project.manifest(dataset)
+            for method in ("", *request.methods_of(dataset)):
+                config.settings(request.profile, dataset, method, **request.overrides)
+        needed(project, request.stages)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def check(project: Project, request: Request, todo: Sequence[Step]) -> None:
+    """Refused, with all problems at once, unless everything that can be seen in advance is in place."""
+    problems = []
+    for dataset in request.datasets:
+        manifest = project.manifest(dataset)
+        if manifest.get("access") == "generated":
+            continue
+        where = f"{manifest.get('title', dataset)}: {manifest.get('access', '')}; source: {manifest.get('source', '')}"
+        if not request.data_root:
+            problems.append(f"{dataset} needs DATA_ROOT=<folder of its files>. {where}")
+        elif not Path(request.data_root).expanduser().is_dir():
+            problems.append(f"{dataset}: DATA_ROOT={request.data_root} is not a folder. {where}")
+    if not config.settings(request.profile, **request.overrides).base_model.base:
+        problems.append(
+            f"PROFILE={request.profile} needs BASE=<folder or hub id of Stable Diffusion 2.1-base> (with REVISION=... for a "
+            "hub id): its first address closed in November 2025, so copy the weights that you have, or name a mirror"
+        )
+    for step in todo:
+        if not step.notebook.is_file():
+            problems.append(f"{step.notebook.name} is not in {step.project.notebooks.name}/")
+        elif unknown := set(step.parameters()) - set(execute.declared(step.notebook)):
+            problems.append(f"{step.notebook.name} declares no parameter named {', '.join(sorted(unknown))}")
+    if problems:
+        raise Refused("\n  ".join(["nothing was run:", *dict.fromkeys(problems)]))
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Hold a dataset's run folder alone; a second run waits and says for whom. Yields the file that says who works."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, who = FileLock(folder / ".lock"), folder / ".working"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        other = who.read_text() if who.exists() else "another run"
+        print(f"waiting until {other} has finished in {folder.name} (Ctrl-C gives up)", flush=True)
+        lock.acquire()
+    try:
+        yield who
+    finally:
+        who.unlink(missing_ok=True)
+        lock.release()
+
+
+def digests(step: Step, all_steps: Sequence[Step]) -> dict[str, str | None]:
+    return {o.label: o.digest() for o in before(step, list(all_steps))}
+
+
+def plan(project: Project, request: Request) -> list[tuple[Step, list[str]]]:
+    """Every step with the reasons why it would run (none = up to date). A step after one that runs, runs."""
+    found: list[tuple[Step, list[str]]] = []
+    all_steps = list(steps(project, request))
+    running: list[Step] = []
+    for step in all_steps:
+        if not step.notebook.is_file():
+            why = ["no such notebook"]
+        elif not (why := step.reasons(digests(step, all_steps))):
+            why = [f"after {o.label}" for o in before(step, running)][:1]
+        running += [step] if why else []
+        found.append((step, why))
+    return found
+
+
+def perform(step: Step, upstream: Mapping[str, str | None]) -> float:
+    """Execute one notebook and record it; returns minutes. execute.Failed leaves neither notebook nor record behind."""
+    inputs = step.inputs(upstream)
+    step.executed.unlink(missing_ok=True)
+    with record.run_json(step.run_file, inputs, step.parameters(), step.seeds if step.stage.scope != "dataset" else ()) as run:
+        run.base = step.base
+        run.peak_mib = execute.run_notebook(step.notebook, step.executed, step.parameters(), step.project.root, {INSIDE: "1"})
+        if missing := step.lacks():
+            step.executed.replace(kept := execute.failed_path(step.executed))
+            raise execute.Failed(f"{step.label} ended, but did not write {', '.join(missing)} below {step.base.name}", kept)
+        run.outputs = [path for matches in step.output_paths().values() for path in matches]
+    return record.read_run(step.run_file)["minutes"]
+
+
+def run(project: Project, request: Request) -> None:
+    """Carry out a request, one line for each step."""
+    start = time.monotonic()
+    planned = plan(project, request)
+    if any(why for _, why in planned):
+        check(project, request, [step for step, _ in planned])
+    all_steps = [step for step, _ in planned]
+    number, ran = 0, 0
+    for dataset in request.datasets:
+        mine = [s for s in all_steps if s.dataset == dataset]
+        with locked(mine[0].folder.root) as who:
+            for step in mine:
+                number += 1
+                print(f"[{number:2d}/{len(all_steps)}] {step.label:34s} ... ", end="", flush=True)
+                upstream = digests(step, all_steps)
+                if not step.reasons(upstream):
+                    print("up to date", flush=True)
+                    continue
+                who.write_text(f"process {os.getpid()} ({step.label}, since {datetime.datetime.now():%H:%M})")
+                try:
+                    print(f"{perform(step, upstream):.1f} min", flush=True)
+                except (execute.Failed, KeyboardInterrupt):
+                    print("stopped", flush=True)
+                    raise
+                ran += 1
+    shown = sorted({os.path.relpath(s.figures) for s in all_steps if s.stage.to_figures})
+    print(f"{ran} of {len(all_steps)} ran, {(time.monotonic() - start) / 60:.1f} min. Tables and figures: {', '.join(shown) or '-'}")
+
+
+def inputs(stage: str, dataset: str, profile: str, seed: int = 0, data_root: str = "", runs: str = "", overrides: Mapping | None = None,
+           methods: Sequence[str] = (), seeds: Sequence[int] = (), project: Project = Project()) -> None:  # fmt: skip
+    """For a notebook's set-up cell: what `stage` reads is there, or is built now (smoke), or FileNotFoundError says how.
+
+    Only looks whether files exist, so what you made by hand in JupyterLab is kept.
+    """
+    if os.environ.get(INSIDE):
+        return  # the run that executes this notebook has seen to it
+    wanted = Request(profile, (dataset,), tuple(seeds) or (seed,), tuple(methods), data_root=data_root,
+                     runs=str(paths.runs_root(runs)), overrides=dict(overrides or {}))  # fmt: skip
+    this = [s for s in steps(project, wanted) if s.stage.name == stage]
+    missing = [o for step in this for o in before(step, list(steps(project, wanted))) if o.lacks()]
+    if not missing:
+        return
+    names = tuple(dict.fromkeys(o.stage.name for o in missing))
+    again = replace(wanted, stages=names)
+    if profile != "smoke":
+        raise FileNotFoundError(f"{stage} reads what {', '.join(names)} make, which is not there yet. Run: {command(again)}")
+    print(f"{stage} reads what {', '.join(names)} make: building that now, at smoke size, about a minute", flush=True)
+    run(project, again)
+
+
+# --- the other commands ---------------------------------------------------------------------------------------------
+def print_plan(project: Project, request: Request) -> None:
+    planned = plan(project, request)
+    for step, why in planned:
+        more = f" (and {len(why) - 6} more)" if len(why) > 6 else ""
+        print(f"{step.label:34s} {'; '.join(why[:6]) + more if why else 'up to date'}")
+    print(f"{sum(bool(why) for _, why in planned)} of {len(planned)} would run")
+
+
+def clean(project: Project, request: Request) -> None:
+    """Remove the smoke runs and caches. Refused while a smoke run is going on."""
+    runs = Path(request.runs)
+    for lock in runs.glob("smoke/*/.lock"):
+        with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
+            continue
+        raise Refused(f"a run is working in {lock.parent}: let it finish or end it first")
+    caches = [d for name in ("__pycache__", ".ipynb_checkpoints") for top in ("compdiff", "notebooks", "tests", "benchmarks")
+              for d in (project.root / top).rglob(name)]  # fmt: skip
+    caches += [project.root / name for name in (".pytest_cache", ".hypothesis")]
+    for folder in (runs / "smoke", *caches):
+        shutil.rmtree(folder, ignore_errors=True)
+    left = [os.path.relpath(d) for d in sorted(runs.glob("*/*")) if d.is_dir()] + ["figures", ".venv"]
+    print(f"removed {os.path.relpath(runs / 'smoke')} and caches; left alone: {', '.join(left)}")
+
+
+def usage() -> str:
+    lines = ["python -m compdiff.run COMMAND [NAME=value ...]", ""]
+    lines += [f"  {name:12s} {text}" for name, text in COMMANDS.items()]
+    lines += ["", *(f"  {name:12s} {text}" for name, text in VARIABLES.items())]
+    dials = ", ".join(name.upper() for name in config.dials())
+    return "\n".join([*lines, "", textwrap.fill(f"and every setting of compdiff/config.py: {dials}", 110, subsequent_indent="  ")])
+
+
+def main(words: Sequence[str], project: Project = Project()) -> int:
+    """Exit code: 0 done, 1 a notebook failed, 2 refused before anything ran, 130 interrupted."""
+    name, *rest = words or ["help"]
+    if name in ("help", "-h", "--help"):
+        print(usage())
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise Refused(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
+        request = parse(rest, profile="smoke" if name == "smoke" else "demo")
+        check_names(project, request)
+        {"plan": print_plan, "clean": clean}.get(name, run)(project, request)
+    except Refused as error:
+        print(f"compdiff: {error}", file=sys.stderr)
+        return 2
+    except execute.Failed as error:
+        print(f"{error}\nkept with its output: {os.path.relpath(error.kept)}\nwhen mended, go on with: {command(request)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nended; what was finished is kept. Go on with: {command(request)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main(sys.argv[1:]))

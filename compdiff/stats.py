@@ -1,0 +1,212 @@
+"""Intervals: bootstrap by PATIENT, weighted AUROC and average precision, seeds combined.
+
+Images of one patient are not independent, so whole patients are drawn. A resample is a row of counts (how often each image
+counts), and every statistic here takes an [R, n] matrix of counts, so that R resamples cost one array expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse, stats
+
+from compdiff.metrics import fid, kernel
+
+CHUNK = 4_000_000  # counts handled at once, so that memory stays in tens of megabytes
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """R draws of P patients with replacement. `draws` [R, P] counts; `patient` [n] is each image's patient."""
+
+    draws: np.ndarray
+    patient: np.ndarray
+
+    def counts(self) -> np.ndarray:
+        """How often each image counts in each resample, float32 [R, n]."""
+        return self.draws[:, self.patient].astype(np.float32)
+
+    def rows(self, mask: np.ndarray) -> Resamples:
+        """The same draws seen on a part of the images (a subgroup): boolean mask [n]."""
+        return Resamples(self.draws, self.patient[mask])
+
+
+def resample_patients(patients: np.ndarray, resamples: int, seed: int) -> Resamples:
+    """Draw the distinct patients with replacement, `resamples` times. Depends on the set of ids, not on the rows' order."""
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return Resamples(draws, index)
+
+
+# --- weighted statistics: labels [n], scores [n], counts [R, n] -> [R] ---------------------------------------------------
+def _steps(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of positives and of negatives at each distinct score, ascending: two arrays [R, distinct scores]."""
+    order = np.argsort(score, kind="stable")
+    ordered = score[order]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    w, positive = counts[:, order], y[order].astype(counts.dtype)
+    pos = w * positive
+    neg = w - pos
+    if len(first) < len(ordered):
+        pos, neg = np.add.reduceat(pos, first, axis=1), np.add.reduceat(neg, first, axis=1)
+    return pos, neg
+
+
+def _checked(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    y, score = np.asarray(y), np.asarray(score)
+    if y.shape != score.shape or y.ndim != 1 or not np.isin(y, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1 and as many as scores, got {y.shape} and {score.shape}")
+    if np.isnan(score).any():
+        raise ValueError("scores hold NaN")
+    counts = np.ones((1, len(y))) if counts is None else np.atleast_2d(counts)
+    counts = counts if counts.dtype == np.float32 else counts.astype(np.float64)
+    if counts.shape[1] != len(y):
+        raise ValueError(f"counts are for {counts.shape[1]} rows, labels for {len(y)}")
+    return y, score, counts
+
+
+def _chunked(function: Callable, y: np.ndarray, score: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+    y, score, counts = _checked(y, score, counts)
+    step = max(1, CHUNK // max(1, len(y)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.concatenate([function(y, score, counts[i : i + step]) for i in range(0, len(counts), step)])
+
+
+def auroc(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    """P(score of a positive > score of a negative) + half the ties, per row of counts -> [R]; NaN where a class is absent."""
+    return _chunked(_auroc, y, score, counts)
+
+
+def _auroc(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    pos, neg = _steps(y, score, counts)
+    below = np.cumsum(neg, axis=1)
+    total = below[:, -1].astype(np.float64)
+    below -= neg / 2
+    return (pos * below).sum(1, dtype=np.float64) / (pos.sum(1, dtype=np.float64) * total)
+
+
+def auprc(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    """Average precision sum_k (R_k - R_{k-1}) P_k over distinct thresholds, per row of counts -> [R]; NaN without positives."""
+    return _chunked(_auprc, y, score, counts)
+
+
+def _auprc(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    pos, neg = (s[:, ::-1] for s in _steps(y, score, counts))
+    hits = np.cumsum(pos, axis=1)
+    called = hits + np.cumsum(neg, axis=1)
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
+    return (pos * precision).sum(1, dtype=np.float64) / hits[:, -1]
+
+
+def mean(values: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    """Weighted mean of a per-image number [n] (1 = correct gives accuracy), per row of counts -> [R]; NaN where all counts are 0."""
+    values = np.asarray(values, dtype=np.float64)
+    counts = np.ones((1, len(values))) if counts is None else np.atleast_2d(counts)
+    with np.errstate(invalid="ignore"):
+        return counts @ values / counts.sum(1)
+
+
+# --- intervals -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Interval:
+    value: float
+    lo: float
+    hi: float
+
+
+def percentile_interval(value: float, resampled: np.ndarray, level: float = 0.95) -> Interval:
+    """Percentile bootstrap interval. Undefined resamples are left out; if more than a tenth are, the interval is NaN."""
+    good = resampled[np.isfinite(resampled)]
+    if len(good) < 0.9 * len(resampled) or not len(good):
+        return Interval(float(value), float("nan"), float("nan"))
+    lo, hi = np.quantile(good, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(lo), float(hi))
+
+
+def jeffreys(hits: float, trials: float, level: float = 0.95) -> Interval:
+    """Proportion with Beta(1/2, 1/2) prior: posterior mean (hits + 0.5) / (trials + 1) and equal-tailed interval."""
+    if not 0 <= hits <= trials:
+        raise ValueError(f"{hits} hits in {trials} trials")
+    posterior = stats.beta(hits + 0.5, trials - hits + 0.5)
+    lo, hi = posterior.ppf([(1 - level) / 2, (1 + level) / 2])
+    return Interval((hits + 0.5) / (trials + 1), float(lo), float(hi))
+
+
+# --- bootstrap of image distances ----------------------------------------------------------------------------------------
+def _by_patient(k: np.ndarray, ra: Resamples, rb: Resamples) -> np.ndarray:
+    """Kernel [n, m] summed over the images of each pair of patients -> [P_a, P_b]."""
+    ga, gb = (sparse.csr_array((np.ones(len(r.patient)), (r.patient, np.arange(len(r.patient)))), (r.draws.shape[1], len(r.patient)))
+              for r in (ra, rb))  # fmt: skip
+    return np.asarray(ga @ (gb @ k.T).T)
+
+
+def _pair_mean(k: np.ndarray, w: np.ndarray, v: np.ndarray, sizes_a: np.ndarray, sizes_b: np.ndarray, apart: bool) -> np.ndarray:
+    """Mean kernel over weighted pairs of images, w [R, P_a] and v [R, P_b]; `apart` leaves out pairs of one patient -> [R]."""
+    total = ((w @ k) * v).sum(1)
+    pairs = (w @ sizes_a) * (v @ sizes_b)
+    if apart:
+        total = total - (w * v) @ np.diagonal(k)
+        pairs = pairs - (w * v) @ (sizes_a * sizes_b)
+    return np.divide(total, pairs, out=np.full(len(total), np.nan), where=pairs > 0)
+
+
+def kid_bootstrap(a: np.ndarray, b: np.ndarray, ra: Resamples, rb: Resamples | None = None) -> tuple[float, np.ndarray]:
+    """KID of features [n, d] and [m, d] over pairs of DIFFERENT patients -> (value, resampled values [R]).
+
+    The kernel is computed once; a resample weighs the pair (i, j) by c_i c_j. A patient drawn twice would put the same image in
+    the sample twice, and its pair with itself would bias the unbiased estimator upwards, so pairs within a patient are left out
+    (of the value too). With one image per patient the value is `metrics.kid`. rb = None: a and b are images of the same
+    patients, row by row of `ra` (generated from the prompts of b), drawn together; then the cross term leaves them out as well.
+    """
+    paired = rb is None
+    rb = ra if paired else rb
+    if len(ra.patient) != len(a) or len(rb.patient) != len(b) or len(ra.draws) != len(rb.draws):
+        raise ValueError("one patient per row of features, and as many resamples for a as for b")
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    kaa, kbb, kab = (_by_patient(kernel(x, y), r, q) for x, y, r, q in ((a, a, ra, ra), (b, b, rb, rb), (a, b, ra, rb)))
+    na, nb = (np.bincount(r.patient, minlength=r.draws.shape[1]).astype(float) for r in (ra, rb))
+    w, v = (np.vstack([np.ones(r.draws.shape[1]), r.draws]) for r in (ra, rb))  # row 0: the sample itself
+    values = _pair_mean(kaa, w, w, na, na, True) + _pair_mean(kbb, v, v, nb, nb, True) - 2 * _pair_mean(kab, w, v, na, nb, paired)
+    return float(values[0]), values[1:]
+
+
+def _half_of(patients: np.ndarray, key: dict) -> np.ndarray:
+    """Rows of the half of the patients with the smallest keys, boolean [n]."""
+    ranked = sorted(set(patients.tolist()), key=key.__getitem__)
+    return np.isin(patients, ranked[: (len(ranked) + 1) // 2])
+
+
+def fid_interval(a: np.ndarray, b: np.ndarray, patients_a: np.ndarray, patients_b: np.ndarray, repeats: int, seed: int,
+                 level: float = 0.95) -> Interval:  # fmt: skip
+    """FID with an interval from random halves of the patients, drawn WITHOUT replacement (the same halves where ids are shared).
+
+    Resampling with replacement repeats images, and FID, biased by sample size, would rise in every resample. Half-samples
+    without replacement have the variance of the full sample's statistic; their bias is removed by using their spread only:
+    FID +- z std(FID of halves).
+    """
+    patients_a, patients_b = np.asarray(patients_a), np.asarray(patients_b)
+    names = sorted(set(patients_a.tolist()) | set(patients_b.tolist()))
+    rng, halves = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        key = dict(zip(names, rng.random(len(names)).tolist(), strict=True))
+        halves.append(fid(a[_half_of(patients_a, key)], b[_half_of(patients_b, key)]))
+    value, spread = fid(a, b), stats.norm.ppf((1 + level) / 2) * np.std(halves, ddof=1)
+    return Interval(value, max(value - spread, 0.0), value + spread)
+
+
+# --- several methods, several seeds --------------------------------------------------------------------------------------
+def difference(value_a: float, resampled_a: np.ndarray, value_b: float, resampled_b: np.ndarray, level: float = 0.95) -> Interval:
+    """Interval of a - b when both were resampled with the SAME patients; "within noise" means that it holds 0."""
+    return percentile_interval(value_a - value_b, resampled_a - resampled_b, level)
+
+
+def over_seeds(values: np.ndarray) -> tuple[float, float, int]:
+    """(mean, standard deviation with n - 1, number of seeds) of the finite values; the deviation of one seed is NaN."""
+    good = np.asarray(values, dtype=float)
+    good = good[np.isfinite(good)]
+    if not len(good):
+        return float("nan"), float("nan"), 0
+    return float(good.mean()), float(good.std(ddof=1)) if len(good) > 1 else float("nan"), len(good)

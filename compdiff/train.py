@@ -1,0 +1,321 @@
+"""One training loop for every method: the conditioner and the reweighter are objects passed in.
+
+All randomness of a step is drawn for the *global* batch from generators seeded by (seed, step, name) and sliced by
+process, so neither the number of processes nor a restart changes the experiment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from compdiff import record, sources
+from compdiff.config import Config, TrainConfig
+from compdiff.diffusion import Denoiser, Diffusion, trainable
+from compdiff.interfaces import Conditioner, Reweighter
+from compdiff.latents import Latents
+
+
+class StepNoise:
+    """Random numbers of one step, drawn for the global batch and sliced to `rows`: the same on any world size."""
+
+    def __init__(self, seed: int, step: int, batch: int, rows: slice, device: torch.device | str = "cpu"):
+        self.key, self.batch, self.rows, self.device = f"{seed}/{step}", batch, rows, device
+
+    def generator(self, name: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.key}/{name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def normal(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """N(0,1), [rows, *shape]."""
+        return torch.randn(self.batch, *shape, generator=self.generator(name))[self.rows].to(self.device)
+
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+        """U(0,1), [rows, *shape]."""
+        return torch.rand(self.batch, *shape, generator=self.generator(name))[self.rows].to(self.device)
+
+
+def batch_rows(n: int, batch: int, step: int, seed: int) -> Tensor:
+    """Row numbers of the global batch of `step`: epochs of seeded permutations, every sample once per epoch."""
+    place = torch.arange(step * batch, (step + 1) * batch)
+    orders = {}
+    for epoch in (place // n).unique().tolist():
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        orders[epoch] = torch.randperm(n, generator=generator)
+    return torch.stack([orders[int(p) // n][int(p) % n] for p in place])
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Factor on the learning rate: linear warm-up, then a half cosine to zero (or constant)."""
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return (step + 1) / warm
+    if config.lr_schedule == "constant":
+        return 1.0
+    if config.lr_schedule != "cosine":
+        raise ValueError(f"unknown lr_schedule {config.lr_schedule!r}; known: cosine, constant")
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
+
+
+class EMA:
+    """Exponential moving average of the trained parameters, remembering `horizon` of the run's steps."""
+
+    def __init__(self, params: dict[str, nn.Parameter], steps: int, horizon: float):
+        self.params = params
+        self.decay = 1 - 1 / max(1.0, horizon * steps)
+        self.shadow = {n: p.detach().clone() for n, p in params.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self.params.values()], 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the model holds the averaged weights."""
+        raw = {n: p.detach().clone() for n, p in self.params.items()}
+        copy_into(self.params, self.shadow)
+        try:
+            yield
+        finally:
+            copy_into(self.params, raw)
+
+
+@torch.no_grad()
+def copy_into(params: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, p in params.items():
+        p.copy_(values[name])
+
+
+def train(config: Config, base: Diffusion, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter, folder: Path,
+          columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None) -> Iterator[dict]:  # fmt: skip
+    """Train one method; yields one dict per step (loss, penalties, grad_norm, lr; val_loss where validated).
+
+    `conditioner` and `reweighter` are as in `interfaces`; the conditioner sees the attribute `columns` (default: all). Writes to `folder`: checkpoint.safetensors (all state; a run
+    that finds it goes on from there), weights.safetensors (the best by validation loss), log.csv.
+    ValueError when the global batch does not split over processes and microbatches.
+    """
+    c = config.train
+    accelerator = accelerator or Accelerator(mixed_precision=c.precision, cpu=not torch.cuda.is_available())
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    share = c.batch // world
+    micro = min(c.microbatch, share)
+    if share * world != c.batch or share % micro:
+        raise ValueError(f"batch={c.batch} must be a multiple of {world} processes x microbatch={micro}")
+
+    model = Denoiser(base.to(device), conditioner, columns).to(device)
+    params = trainable(model, c)  # {name: parameter}
+    heads = [p for n, p in params.items() if n.startswith("conditioner.")]
+    rest = [p for n, p in params.items() if not n.startswith("conditioner.")]
+    groups = [{"params": rest, "base_lr": c.lr}] + ([{"params": heads, "base_lr": c.head_lr}] if heads else [])
+    optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=1e-2, fused=True)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    ema = EMA(params, c.steps, c.ema_horizon) if c.ema else None
+    run = Checkpoint(folder, params, ema, optimizer, reweighter, accelerator)
+    validate_every = max(1, round(c.validate_every * c.steps))
+    checkpoint_every = max(1, round(c.checkpoint_every * c.steps))
+
+    for step in range(run.restore(), c.steps):
+        began = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * learning_rate(step, c)
+        rows = batch_rows(len(data), c.batch, step, seed)  # [batch]: the global batch, known to every process
+        whole = StepNoise(seed, step, c.batch, slice(None))
+        weights = reweighter.weights(data.attributes[rows], whole.generator("weights")).float()  # [batch]
+
+        wrapped.train()
+        terms = []
+        for start in range(rank * share, (rank + 1) * share, micro):
+            part = slice(start, start + micro)
+            last = start + micro == (rank + 1) * share
+            noise = StepNoise(seed, step, c.batch, part, device)
+            with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
+                losses, penalties = step_losses(wrapped, model, base, data, rows[part], noise, c, step / c.steps)
+                total = weights[part].to(device) * losses + sum(penalties.values())
+                accelerator.backward(total.sum() / share)
+            terms.append(torch.stack([losses, *penalties.values()], dim=1).detach())  # [micro, 1 + P]
+        grad_norm = accelerator.clip_grad_norm_(list(params.values()), c.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if ema is not None:
+            ema.update(step)
+
+        gathered = accelerator.gather(torch.cat(terms)).cpu()  # [batch, 1 + P], in the order of `rows`
+        means = dict(zip(["loss", *penalties], gathered.mean(dim=0).tolist(), strict=True))
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(f"loss is {means['loss']} at step {step + 1}: lower lr, or use precision=no")
+        if accelerator.is_main_process:  # one process decides
+            reweighter.observe(gathered[:, 0], data.attributes[rows], whole.generator("sigma"), step)
+        reweighter.sigma = broadcast(reweighter.sigma)
+        row = {"step": step + 1, **means, "grad_norm": float(grad_norm), "lr": c.lr * learning_rate(step, c)}
+        if (step + 1) % validate_every == 0 or step + 1 == c.steps:
+            with ema.applied() if ema is not None else contextlib.nullcontext():
+                row["val_loss"] = validation_loss(model, base, valid, device)
+                run.keep_best(row["val_loss"], step + 1)
+        run.log.append(row)
+        if (step + 1) % checkpoint_every == 0 or step + 1 == c.steps:
+            run.save(step + 1)
+        yield row | {"images_per_s": c.batch / (time.perf_counter() - began)}
+
+
+def step_losses(wrapped, model: Denoiser, base: Diffusion, data: Latents, rows: Tensor, noise: StepNoise, c: TrainConfig,
+                progress: float) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """Per-sample diffusion losses [b] and the conditioner's weighted penalties {name: [b]} of one microbatch."""
+    device = noise.device
+    shape = (base.channels, *data.moments.shape[2:])
+    attributes = data.attributes[rows].to(device)
+    z = base.latents(data.moments[rows].to(device), noise.normal("posterior", shape))  # [b, C, h, w]
+    eps = noise.normal("noise", shape)
+    t = (noise.uniform("time") * base.scheduler.config.num_train_timesteps).long()  # [b]
+    noisy = base.scheduler.add_noise(z, eps + c.input_perturbation * noise.normal("perturb", shape), t)
+    drop = noise.uniform("prompt_dropout") < c.prompt_dropout  # prompt and token together
+    keep = (~drop & (noise.uniform("demographic_dropout") >= c.demographic_dropout)).float()
+    text = data.text[rows].to(device)
+    text = torch.where(drop.view(-1, *[1] * (text.ndim - 1)), data.empty.to(device), text)
+    prediction, condition = wrapped(noisy, t, text, attributes, noise, keep)
+    losses = (prediction.float() - base.target(z, eps, t).float()).square().mean(dim=(1, 2, 3))  # [b]
+    return losses, model.penalties(condition, attributes, progress)
+
+
+@torch.no_grad()
+def validation_loss(model: Denoiser, base: Diffusion, valid: Latents, device, limit: int = 256, seed: int = 7) -> float:
+    """Mean denoising loss on up to `limit` validation rows at fixed noise and evenly spread timesteps."""
+    n = min(limit, len(valid))
+    model.eval()
+    noise = StepNoise(seed, 0, n, slice(None), device)
+    shape = (base.channels, *valid.moments.shape[2:])
+    z, eps = base.latents(valid.moments[:n].to(device)), noise.normal("noise", shape)
+    t = ((torch.arange(n, device=device) + 0.5) / n * base.scheduler.config.num_train_timesteps).long()
+    total = 0.0
+    for s in (slice(i, i + 64) for i in range(0, n, 64)):
+        noisy = base.scheduler.add_noise(z[s], eps[s], t[s])
+        prediction, _ = model(noisy, t[s], valid.text[:n][s].to(device), valid.attributes[:n][s].to(device))
+        total += (prediction - base.target(z[s], eps[s], t[s])).square().mean(dim=(1, 2, 3)).sum().item()
+    return total / n
+
+
+class Checkpoint:
+    """All state of a run in one safetensors file, replaced atomically by the main process."""
+
+    def __init__(self, folder: Path, params, ema: EMA | None, optimizer, reweighter: Reweighter, accelerator: Accelerator):
+        self.folder, self.params, self.ema, self.optimizer = Path(folder), params, ema, optimizer
+        self.reweighter, self.accelerator = reweighter, accelerator
+        self.log: list[dict] = []
+        self.best = {"val_loss": math.inf, "step": 0}
+
+    def restore(self) -> int:
+        """Load checkpoint.safetensors if there is one; returns the number of finished steps."""
+        path = self.folder / "checkpoint.safetensors"
+        if not path.exists():
+            return 0
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads(file.metadata()["state"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+        part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        copy_into(self.params, part("model."))
+        if self.ema is not None:
+            copy_into(self.ema.shadow, part("ema."))
+        state = self.optimizer.state_dict()
+        state["state"] = {}
+        for name, value in part("optimizer.").items():
+            index, key = name.split(".", 1)
+            state["state"].setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(state)
+        self.reweighter.load_state_dict(part("reweighter."))
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(meta["scaler"])
+        self.log, self.best = meta["log"], meta["best"]
+        return meta["step"]
+
+    def save(self, step: int) -> None:
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{n}": p.detach().cpu().contiguous() for n, p in self.params.items()}
+        tensors |= {f"ema.{n}": p.cpu() for n, p in (self.ema.shadow if self.ema else {}).items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v).cpu().contiguous() for k, v in values.items()}
+        tensors |= {f"reweighter.{n}": v for n, v in self.reweighter.state_dict().items()}
+        meta = {"step": step, "log": self.log, "best": self.best}
+        meta["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        with record.atomic(self.folder / "log.csv") as temporary:
+            pd.DataFrame(self.log).to_csv(temporary, index=False, float_format="%.6g")
+        with record.atomic(self.folder / "checkpoint.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(meta)})
+
+    def keep_best(self, score: float, step: int) -> None:
+        """Write weights.safetensors when `score` is the lowest yet (called with the averaged weights in place)."""
+        if score < self.best["val_loss"]:
+            self.best = {"val_loss": score, "step": step}
+            if self.accelerator.is_main_process:
+                tensors = {n: p.detach().cpu().contiguous() for n, p in self.params.items()}
+                with record.atomic(self.folder / "weights.safetensors") as temporary:
+                    save_file(tensors, temporary)
+
+
+def load_weights(model: Denoiser, params: dict[str, nn.Parameter], path: Path) -> None:
+    """Copy weights.safetensors into the trained parameters. ValueError when the names differ."""
+    with safe_open(path, framework="pt") as file:
+        values = {k: file.get_tensor(k) for k in file.keys()}
+    if set(values) != set(params):
+        odd = sorted(set(values) ^ set(params))
+        raise ValueError(f"{path} does not fit this method: {len(odd)} names differ, the first is {odd[0]!r}")
+    copy_into(params, values)
+    model.eval()
+
+
+def inputs_hash(config: Config, base_sha256: str, data: Latents, conditioner: Conditioner, reweighter: Reweighter, columns, seed: int) -> str:
+    """Hash of all that decides the trained weights: settings, base, data, and the sources of the objects used."""
+    digest = hashlib.sha256()
+    for tensor in (data.moments, data.text, data.attributes, *conditioner.state_dict().values()):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    objects = [type(conditioner), type(reweighter)]
+    code = sources.closure({o.__module__ for o in objects}, Path(__file__).parent)
+    code |= {name: record.source_sha256(Path(__file__).with_name(name)) for name in ("train.py", "diffusion.py")}
+    code.pop("compdiff/config.py", None)  # its values count, in `settings`
+    settings = {"train": asdict(config.train), "hcn": asdict(config.hcn), "fair": asdict(config.fair)}
+    rest = {"seed": seed, "columns": columns, "objects": [o.__name__ for o in objects]}
+    return record.sha256_json([settings, rest, base_sha256, digest.hexdigest(), code])
+
+
+def interactive() -> bool:
+    """True in a terminal and in JupyterLab; False under papermill, nbval and in a pipe (no progress bars there)."""
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+
+
+def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter,
+        folder: Path, columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None) -> pd.DataFrame:  # fmt: skip
+    """`train` to the end, unless `folder` already holds the result of the same inputs; returns the log.
+
+    A folder with a half-finished run of the same inputs is continued; one of other inputs is started afresh.
+    """
+    folder = Path(folder)
+    wanted = inputs_hash(config, base_sha256, data, conditioner, reweighter, columns, seed)
+    marker = folder / "inputs.json"
+    if not marker.exists() or json.loads(marker.read_text())["inputs"] != wanted:
+        for old in ("checkpoint.safetensors", "weights.safetensors", "log.csv"):
+            (folder / old).unlink(missing_ok=True)
+        record.write_json(marker, {"inputs": wanted})
+    bar = tqdm(total=config.train.steps, disable=not interactive(), unit="step", desc=folder.name)
+    for row in train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator):
+        bar.update(row["step"] - bar.n)
+        bar.set_postfix(loss=f"{row['loss']:.3f}", images_per_s=f"{row['images_per_s']:.0f}")
+    bar.close()
+    return pd.read_csv(folder / "log.csv")

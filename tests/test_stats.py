@@ -1,0 +1,166 @@
+"""Weighted statistics against scikit-learn, the patient bootstrap against a plain loop, intervals against scipy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from compdiff import metrics, stats
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 60), levels=st.integers(1, 12), dtype=st.sampled_from(["float32", "int64"]))
+def test_weighted_auroc_and_auprc_are_scikit_learns_with_ties_and_integer_weights(seed, n, levels, dtype):
+    rng = np.random.default_rng(seed)
+    y, score = rng.integers(0, 2, n), rng.integers(0, levels, n) / levels
+    y[:2] = 0, 1
+    counts = rng.integers(0, 4, (3, n)).astype(dtype)
+    counts[:, :2] = np.maximum(counts[:, :2], 1)
+    aurocs, auprcs = stats.auroc(y, score, counts), stats.auprc(y, score, counts)
+    for weight, auroc, auprc in zip(counts, aurocs, auprcs, strict=True):
+        assert auroc == pytest.approx(roc_auc_score(y, score, sample_weight=weight), abs=1e-6)
+        assert auprc == pytest.approx(average_precision_score(y, score, sample_weight=weight), abs=1e-6)
+    assert stats.auroc(y, score)[0] == pytest.approx(roc_auc_score(y, score), abs=1e-12)
+
+
+def test_a_long_count_matrix_is_computed_in_chunks(monkeypatch):
+    rng = np.random.default_rng(0)
+    y, score, counts = rng.integers(0, 2, 50), rng.normal(size=50), rng.integers(0, 3, (40, 50))
+    whole = stats.auroc(y, score, counts)
+    monkeypatch.setattr(stats, "CHUNK", 150)
+    np.testing.assert_array_equal(stats.auroc(y, score, counts), whole)
+
+
+def test_absent_classes_give_nan_and_wrong_labels_raise():
+    assert np.isnan(stats.auroc(np.ones(3), np.arange(3))[0])
+    assert np.isnan(stats.auprc(np.zeros(3), np.arange(3))[0])
+    for y, score in (([0, 2], [0, 1]), ([0, 1, 1], [0, 1]), ([0, 1], [np.nan, 1])):
+        with pytest.raises(ValueError):
+            stats.auroc(np.array(y), np.array(score, dtype=float))
+
+
+def test_patient_bootstrap_is_a_plain_loop_over_the_same_draws():
+    rng = np.random.default_rng(1)
+    patients = rng.integers(0, 25, 80)
+    y, score = rng.integers(0, 2, 80), rng.normal(size=80).round(1)
+    resamples = stats.resample_patients(patients, 30, seed=7)
+    names = np.unique(patients)
+    expected = []
+    for draw in resamples.draws:
+        drawn = np.repeat(names, draw)
+        assert len(drawn) == len(names)
+        rows = np.concatenate([np.flatnonzero(patients == p) for p in drawn])  # every image of a patient, each time it is drawn
+        expected.append((roc_auc_score(y[rows], score[rows]), score[rows].mean()))
+    np.testing.assert_allclose(stats.auroc(y, score, resamples.counts()), [e[0] for e in expected], atol=1e-6)
+    np.testing.assert_allclose(stats.mean(score, resamples.counts()), [e[1] for e in expected], atol=1e-6)
+
+
+def test_draws_depend_on_the_seed_and_on_patients_but_not_on_row_order():
+    patients = np.array(["p3", "p1", "p2", "p1", "p3"])
+    a, b = stats.resample_patients(patients, 20, 0), stats.resample_patients(patients[::-1], 20, 0)
+    np.testing.assert_array_equal(a.counts(), b.counts()[:, ::-1])
+    assert (a.draws != stats.resample_patients(patients, 20, 1).draws).any()
+    np.testing.assert_array_equal(a.counts()[:, 0], a.counts()[:, 4])
+    mask = patients == "p1"
+    np.testing.assert_array_equal(a.rows(mask).counts(), a.counts()[:, mask])
+
+
+def test_intervals_of_correlated_images_are_wider_by_patient_than_by_image():
+    rng = np.random.default_rng(2)
+    patients = np.repeat(np.arange(40), 6)
+    values = np.repeat(rng.normal(size=40), 6)  # six identical images each
+    by_patient = stats.mean(values, stats.resample_patients(patients, 400, 0).counts()).std()
+    by_image = stats.mean(values, stats.resample_patients(np.arange(240), 400, 0).counts()).std()
+    assert by_patient / by_image == pytest.approx(np.sqrt(6), rel=0.2)
+
+
+def test_percentile_interval_leaves_undefined_resamples_out_up_to_a_tenth():
+    draws = np.arange(1000.0)
+    draws[:50] = np.nan
+    interval = stats.percentile_interval(5, draws)
+    assert (interval.lo, interval.hi) == pytest.approx(tuple(np.quantile(draws[50:], [0.025, 0.975])))
+    draws[:150] = np.nan
+    assert np.isnan(stats.percentile_interval(5, draws).lo)
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 0), (0, 25), (3, 25), (25, 25)])
+def test_jeffreys_is_scipys_beta(hits, trials):
+    interval = stats.jeffreys(hits, trials)
+    assert interval.value == pytest.approx((hits + 0.5) / (trials + 1))
+    assert (interval.lo, interval.hi) == pytest.approx(scipy_stats.beta.interval(0.95, hits + 0.5, trials - hits + 0.5))
+    with pytest.raises(ValueError):
+        stats.jeffreys(trials + 1, trials)
+
+
+def plain_kid_apart(a, b, pa, pb, paired):
+    """Mean kernel over explicit lists of rows, pairs of one patient left out."""
+    d = a.shape[1]
+
+    def average(x, y, px, py, apart):
+        values = [(u @ v / d + 1) ** 3 for u, p in zip(x, px, strict=True) for v, q in zip(y, py, strict=True) if not (apart and p == q)]
+        return np.mean(values)
+
+    return average(a, a, pa, pa, True) + average(b, b, pb, pb, True) - 2 * average(a, b, pa, pb, paired)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_kid_bootstrap_is_a_plain_loop_over_the_same_draws(paired):
+    rng = np.random.default_rng(3)
+    pa = rng.permutation(np.repeat(np.arange(7), [1, 3, 2, 1, 1, 2, 2]))
+    pb = pa if paired else rng.permutation(np.repeat(np.arange(5), 2))
+    a, b = rng.normal(size=(len(pa), 4)), rng.normal(size=(len(pb), 4)) + 0.5
+    ra = stats.resample_patients(pa, 6, 0)
+    rb = None if paired else stats.resample_patients(pb, 6, 1)
+    value, resampled = stats.kid_bootstrap(a, b, ra, rb)
+    assert value == pytest.approx(plain_kid_apart(a, b, pa, pb, paired), rel=1e-9)
+    for i in range(6):
+        rows_a = np.repeat(np.arange(len(a)), ra.draws[i][pa])
+        rows_b = np.repeat(np.arange(len(b)), (ra if paired else rb).draws[i][pb])
+        expected = plain_kid_apart(a[rows_a], b[rows_b], pa[rows_a], pb[rows_b], paired)
+        assert resampled[i] == pytest.approx(expected, rel=1e-9)
+
+
+def test_kid_bootstrap_of_single_images_starts_from_kid_and_is_centred_on_it():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(60, 8)), rng.normal(size=(50, 8)) + 0.4
+    ra, rb = stats.resample_patients(np.arange(60), 400, 0), stats.resample_patients(np.arange(50), 400, 1)
+    value, resampled = stats.kid_bootstrap(a, b, ra, rb)
+    assert value == pytest.approx(metrics.kid(a, b), rel=1e-9)
+    assert abs(resampled.mean() - value) < 4 * resampled.std() / 20
+    naive = np.mean([metrics.kid(np.repeat(a, i, axis=0), np.repeat(b, j, axis=0)) for i, j in zip(ra.draws, rb.draws, strict=True)])
+    assert naive - value > 4 * resampled.std() / 20  # what repeating images does to an unbiased estimator
+
+
+def test_fid_interval_has_the_spread_of_fresh_samples():
+    rng = np.random.default_rng(5)
+    draw = lambda: (rng.normal(size=(80, 6)), 1.5 * rng.normal(size=(80, 6)) + 1)  # noqa: E731
+    fresh = np.std([metrics.fid(*draw()) for _ in range(300)])
+    widths = []
+    for i in range(6):
+        a, b = draw()
+        interval = stats.fid_interval(a, b, np.arange(80), np.arange(100, 180), 60, seed=i)
+        assert interval.value == metrics.fid(a, b)
+        widths.append((interval.hi - interval.lo) / (2 * 1.96))
+    assert np.mean(widths) == pytest.approx(fresh, rel=0.25)
+
+
+def test_fid_halves_hold_whole_patients_and_the_same_ones_on_both_sides(monkeypatch):
+    seen = []
+    monkeypatch.setattr(stats, "fid", lambda a, b: seen.append((set(a[:, 0]), set(b[:, 0]))) or float(len(seen)))
+    patients = np.repeat(np.arange(10), 3)
+    stats.fid_interval(patients[:, None], patients[::-1, None], patients, patients[::-1], 5, seed=0)
+    halves = [s for s in seen if len(s[0]) < 10]
+    assert len(halves) == 5 and all(a == b and len(a) == 5 for a, b in halves)
+
+
+def test_difference_and_seeds():
+    rng = np.random.default_rng(6)
+    noise = rng.normal(size=500)
+    shared = stats.difference(1.1, 1.1 + noise, 1.0, 1.0 + noise + 0.01 * rng.normal(size=500))
+    assert 0 < shared.lo < shared.value == pytest.approx(0.1)
+    assert stats.over_seeds([1.0, 2.0, 3.0]) == (2.0, 1.0, 3)
+    mean, std, n = stats.over_seeds([4.0, np.nan])
+    assert (mean, n) == (4.0, 1) and np.isnan(std)
+    assert stats.over_seeds([np.nan])[2] == 0
