@@ -34,7 +34,8 @@ plan: $(READY) ## what `make paper` would run, and why
 	@$(PY) -m compdiff.run plan $(MAKEOVERRIDES)
 
 test: $(READY) ## all tests, and every notebook checked cell by cell
-	@RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && $(PY) -m pytest tests notebooks --nbval-lax --nbval-current-env
+	@RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && \
+	  $(PY) -m pytest tests notebooks --nbval-lax --nbval-current-env
 
 lab: $(READY) ## JupyterLab on this machine only, in notebooks/
 	@$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
@@ -46,11 +47,12 @@ bench: $(READY) ## time the steps of a run
 	@$(PY) benchmarks/bench.py
 
 clean: ## remove runs/smoke and caches; says what it leaves
-	@if command -v $(PY) >/dev/null 2>&1; then $(PY) -m compdiff.run clean $(MAKEOVERRIDES); else echo "nothing to clean: no $(VENV)"; fi
+	@if command -v $(PY) >/dev/null 2>&1; then $(PY) -m compdiff.run clean $(MAKEOVERRIDES); \
+	  else echo "nothing to clean: no $(VENV)"; fi
 
 ifneq ($(READY),)
 $(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make ... PYTHON=<path of one>")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: PYTHON=<path>")'
 	@echo "Setting up $(VENV) from requirements.txt: 1 to 3 minutes, 2 GB, once"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet $(PIP_ARGS) -r requirements.txt

@@ -85,6 +85,10 @@ class Schema:
         return tuple(a.index(row[a.name]) for a in self.attributes)
 
     def decode(self, indices: Sequence[int]) -> dict[str, str]:
+        """Category indices -> {"age": "40-60", ...}; ValueError for an index that is none (-1 too)."""
+        for a, i in zip(self.attributes, indices, strict=True):
+            if not 0 <= int(i) < len(a):
+                raise ValueError(f"{a.name}: index {int(i)} is outside 0-{len(a) - 1}")
         return {a.name: a.categories[int(i)] for a, i in zip(self.attributes, indices, strict=True)}
 
     def cells(self) -> list[tuple[int, ...]]:
@@ -122,11 +126,12 @@ def prompt(templates: Sequence[str], row: Mapping[str, object], named: Iterable[
     """Fill the template that names the most of the attributes in `named`, and no other attribute.
 
     `row` holds category names, `age_years` and `findings`. ValueError when no template fits, so that an
-    attribute that must stay out of the text can never slip in.
+    attribute that must stay out of the text can never slip in; KeyError when `row` lacks what the template names.
     """
     allowed = set(named)
     fitting = [t for t in templates if _named(t, schema.names) <= allowed]
     if not fitting:
         raise ValueError(f"no prompt template names only {sorted(allowed)}")
     best = max(fitting, key=lambda t: len(_named(t, schema.names)))
-    return best.format(**row, sex_lower=str(row.get("sex", "")).lower())
+    derived = {"sex_lower": str(row["sex"]).lower()} if "sex" in row else {}
+    return best.format(**row, **derived)

@@ -7,14 +7,16 @@ the held-out cells, and its prompts carry no demographics.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from compdiff import diffusion, paths, record, train
@@ -81,9 +83,28 @@ def cohort(manifest: Manifest, n: int, size: int, seed: int = 0) -> tuple[list[d
     return rows, np.stack(images)
 
 
-def prompts_without_demographics(manifest: Manifest, rows: Sequence[dict]) -> list[str]:
-    """Findings only: the template that names no attribute."""
-    return [prompt(manifest.prompts, row, (), manifest.schema) for row in rows]
+def levels(values: np.ndarray) -> list[str]:
+    """A parameter's values in words: "no" for zero, else the third of the other values: "low", "medium", "high"."""
+    present = values[values != 0]
+    cuts = np.quantile(present, [1 / 3, 2 / 3]) if len(present) else [0, 0]
+    return ["no" if v == 0 else ("low", "medium", "high")[int((v > cuts).sum())] for v in values]
+
+
+def captions(manifest: Manifest, rows: Sequence[dict], seed: int = 0, phrases: int = 5) -> list[str]:
+    """Findings, then `phrases` of the picture's true parameters in words, drawn at random; never a demographic attribute.
+
+    "There is a consolidation. high vertical grid, low rib contrast, ..." The base learns what words do to a picture,
+    as Stable Diffusion did from captions; which of these go with age, sex or race is left for the methods to learn.
+    """
+    names = [k for k in rows[0] if k.startswith("true_")]
+    words = {k: levels(np.array([row[k] for row in rows])) for k in names}
+    rng = np.random.default_rng(seed)
+    out = []
+    for i, row in enumerate(rows):
+        chosen = rng.choice(names, size=min(phrases, len(names)), replace=False)
+        told = ", ".join(f"{words[k][i]} {k.removeprefix('true_').replace('_', ' ')}" for k in chosen)
+        out.append(f"{prompt(manifest.prompts, row, (), manifest.schema)} {told}")
+    return out
 
 
 def corpus() -> list[str]:
@@ -110,74 +131,93 @@ def train_unet(base: diffusion.Diffusion, data: Latents, valid: Latents, config:
     train.load_weights(model, diffusion.trainable(model, config.train), folder / "weights.safetensors")
 
 
-def adapt(source: diffusion.Diffusion, data: Data, config: Config, folder: Path) -> None:
-    """Adapt a base to a dataset: VAE, then UNet, on its *training* split with prompts that carry no demographics.
+def adapt(data: Data, config: Config, folder: Path) -> None:
+    """Adapt the configured base to a dataset: VAE, then UNet, on its *training* split, prompts without demographics.
 
-    Writes a base folder; a folder made from the same data, source and settings stays as it is.
+    Writes a base folder, moved into place when complete; one made from the same data, source and settings stays.
     """
     c = config.base_model
-    rows = data.rows("train")
+    made_of = {"data": data.index["sha256"], "source": diffusion.fingerprint_of(config)}
+    run = replace(config, train=replace(config.train, steps=c.unet_steps, prompt_dropout=0.1, lora_rank=0))
+    made_of |= {"vae_steps": c.vae_steps, "train": asdict(run.train)}
+    marker = folder / "inputs.json"
+    if marker.exists() and json.loads(marker.read_text()) == json.loads(json.dumps(made_of)):
+        return
+    source = diffusion.load(c.base, c.revision, c.base_sha256)
+    rows, valid = data.rows("train"), data.rows("val")
     images = data.images(rows)
-    for _ in train_vae(source.vae, images, c.vae_steps, lr=1e-3):
-        pass
-    set_scaling_factor(source, images)
-    valid = data.rows("val")
-    latents = as_latents(source, images, data.prompts(rows, ()))
-    held = as_latents(source, data.images(valid), data.prompts(valid, ()))
-    run = replace(config, train=replace(config.train, steps=c.unet_steps, prompt_dropout=0.1))
+    if c.vae_steps:
+        for _ in train_vae(source.vae, images, c.vae_steps, lr=1e-3):
+            pass
+        set_scaling_factor(source, images)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        train_unet(source, latents, held, run, Path(scratch) / "run")
-        publish(source, folder, Path(scratch))
+        if c.unet_steps:
+            latents = as_latents(source, images, data.prompts(rows, ()))
+            held = as_latents(source, data.images(valid), data.prompts(valid, ()))
+            train_unet(source, latents, held, run, Path(scratch) / "run")
+        publish(source, folder, Path(scratch), made_of=made_of)
 
 
-def publish(base: diffusion.Diffusion, folder: Path, scratch: Path, half: bool = False) -> None:
-    """Write a base folder aside, then move it into place."""
+def publish(base: diffusion.Diffusion, folder: Path, scratch: Path, half: bool = False, made_of: dict | None = None) -> None:
+    """Write a base folder aside, with what it was `made_of` in inputs.json, then move it into place."""
     base.save(scratch / "base", half=half)
+    if made_of is not None:
+        record.write_json(scratch / "base" / "inputs.json", made_of)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.move(scratch / "base", folder)
 
 
 def main() -> None:
-    """`make base`: train the shipped tiny base from nothing and write its folder, with its recipe."""
+    """`make base`: train the shipped tiny base from nothing; killed, it goes on where it stopped."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=paths.TINY_BASE)
     parser.add_argument("--images", type=int, default=3000, help="phantoms per modality")
-    parser.add_argument("--vae-steps", type=int, default=1400)
+    parser.add_argument("--vae-steps", type=int, default=900)
     parser.add_argument("--unet-steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae", type=Path, help="a trained VAE's folder, to skip its training")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        recipe = build(args, Path(scratch))
+    dials = dict(images=args.images, vae_steps=args.vae_steps, unet_steps=args.unet_steps, seed=args.seed)
+    work = paths.runs_root() / "base" / record.sha256_json(dials)[:12]
+    work.mkdir(parents=True, exist_ok=True)
+    recipe = build(work, args.out, **dials)
     record.write_json(args.out / "recipe.json", recipe | {"sha256": diffusion.fingerprint(args.out)})
 
 
-def build(args: argparse.Namespace, scratch: Path) -> dict:
-    """Train and publish the tiny base; returns its recipe."""
+def build(work: Path, out: Path, images: int, vae_steps: int, unet_steps: int, seed: int) -> dict:
+    """Train the tiny base in the folder `work` and publish it to `out`; returns its recipe."""
     manifests = [load_manifest(name) for name in PHANTOMS]
-    drawn = [cohort(m, args.images, size=64, seed=args.seed) for m in manifests]
-    images = np.concatenate([i for _, i in drawn])
-    prompts = [p for m, (rows, _) in zip(manifests, drawn, strict=True) for p in prompts_without_demographics(m, rows)]
-    base = diffusion.build_tiny(corpus(), scratch / "tokenizer", seed=args.seed)
-    if args.vae:
-        base.vae = type(base.vae).from_pretrained(args.vae).eval().requires_grad_(False)
-    else:
-        for row in train_vae(base.vae, images, args.vae_steps, seed=args.seed):
-            if row["step"] % 100 == 0:
-                print(f"VAE {row['step']}/{args.vae_steps} loss {row['loss']:.4f}", flush=True)
-    set_scaling_factor(base, images[:: max(1, len(images) // 256)])
-    latents = as_latents(base, images, prompts)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))
+    drawn = [cohort(m, images, size=64, seed=seed) for m in manifests]
+    pictures = np.concatenate([i for _, i in drawn])
+    told = [text for m, (rows, _) in zip(manifests, drawn, strict=True) for text in captions(m, rows, seed)]
+    base = diffusion.build_tiny([*corpus(), *told], work / "tokenizer", seed=seed)
+    trained_vae(base, pictures, vae_steps, seed, work / "vae")
+    set_scaling_factor(base, pictures[:: max(1, len(pictures) // 256)])
+    latents = as_latents(base, pictures, told)
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
     take = lambda rows: Latents(latents.moments[rows], latents.text[rows], latents.attributes[rows], latents.empty)  # noqa: E731
     held = min(256, len(order) // 10)  # validation
-    config = settings("demo", steps=args.unet_steps, lr=1e-3, validate_every=0.1, checkpoint_every=0.1)
-    train_unet(base, take(order[held:]), take(order[:held]), config, scratch / "run", args.seed)
-    publish(base, args.out, scratch, half=True)
+    config = settings("demo", steps=unet_steps, lr=1e-3, validate_every=0.1, checkpoint_every=0.1)
+    train_unet(base, take(order[held:]), take(order[:held]), config, work / "unet", seed)
+    publish(base, out, work, half=True)
     return {
-        "command": f"python -m compdiff.base --images {args.images} --vae-steps {args.vae_steps} --unet-steps {args.unet_steps}",
-        "seed": args.seed, "cohorts": {m.name: args.images for m in manifests}, "interaction": list(DIALS),
-        "prompt_dropout": config.train.prompt_dropout, "machine": record.machine(), "versions": record.versions(),
+        "command": f"python -m compdiff.base --images {images} --vae-steps {vae_steps} --unet-steps {unet_steps}",
+        "seed": seed, "cohorts": {m.name: len(rows) for m, (rows, _) in zip(manifests, drawn, strict=True)},
+        "interaction": list(DIALS), "prompt_dropout": config.train.prompt_dropout, "machine": record.machine(),
+        "versions": record.versions(),
     }  # fmt: skip
+
+
+def trained_vae(base: diffusion.Diffusion, images: np.ndarray, steps: int, seed: int, folder: Path) -> None:
+    """Train the VAE of `base`, or load it from `folder` where an earlier run finished it."""
+    weights = folder / "vae.safetensors"
+    if not weights.exists():
+        for row in train_vae(base.vae, images, steps, seed=seed):
+            if row["step"] % 100 == 0:
+                print(f"VAE {row['step']}/{steps} loss {row['loss']:.4f}", flush=True)
+        with record.atomic(weights) as temporary:
+            save_file(base.vae.state_dict(), temporary)
+    base.vae.load_state_dict(load_file(weights))
+    base.vae.eval().requires_grad_(False)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Classifiers of images: judges of generated images (06) and downstream models (07), from ONE training function.
 
-A network has one head per target: `category` (cross-entropy), `binary` (a set of 0/1 labels) or `number` (squared error in
-standard deviations). The scaling of the input and of numbers is estimated on the training images only and kept with the weights.
+A network has one head per target: `category` (cross-entropy), `binary` (a set of 0/1 labels) or `number` (squared
+error in standard deviations). The scaling of the input and of numbers is estimated on the training images only and
+kept with the weights.
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ class Head:
 
 @dataclass(frozen=True)
 class Training:
-    """A recipe. Augmentation amounts are maxima; brightness and noise are in standard deviations of the training images."""
+    """A recipe. Brightness and noise are standard deviations, in units of the training images'; shift, rotate:
+    maxima."""
 
     network: str = "small"
     size: int = 64  # pixels; larger images are reduced to it
-    epochs: int = 20
+    epochs: int = 24
     batch: int = 32
-    lr: float = 5e-3
+    lr: float = 1e-2
     weight_decay: float = 0.01
     patience: int = 20  # epochs without a better validation loss
-    balanced: bool = False  # shift logits by the log prior of each class, so that rare classes count as much as common ones
+    balanced: bool = False  # rare classes count as much as common ones, see `log_priors`
     shift: float = 0.06  # of the image's width
     rotate: float = 0.0  # degrees
     flip: bool = False  # only where no label knows left from right
@@ -60,7 +62,9 @@ RECIPES: dict[str, Training] = {
     "judge": Training(balanced=True),
     "downstream": Training(),
     # Method section 6: DenseNet-121, flip and 15 degrees, lr 1e-4, batch 32, at most 100 epochs, patience 20.
-    "downstream_paper": Training("densenet121", size=224, epochs=100, lr=1e-4, shift=0, rotate=15, flip=True, brightness=0, noise=0),
+    "downstream_paper": Training(
+        "densenet121", size=224, epochs=100, lr=1e-4, shift=0, rotate=15, flip=True, brightness=0, noise=0
+    ),
 }
 
 
@@ -71,16 +75,22 @@ LINKS: dict[str, Callable[[Tensor, Head], Tensor]] = {  # logits [n, width] -> p
 }
 
 
-# --- networks: images [B, 1, h, w] -> logits [B, width] ------------------------------------------------------------------
+Targets = Mapping[str, np.ndarray]  # per head: category indices [n], 0/1 float32 [n, labels] or numbers float32 [n]
+
+
+# --- networks: images [B, 1, h, w] -> logits [B, width] ---------------------------------------------------------------
 class Small(nn.Module):
-    """Four convolutions for images of about 64 px; the mean and the maximum of each channel over the last map, one linear layer."""
+    """Five convolutions for images of about 64 px, mean and maximum of each channel over the last map, a linear
+    layer."""
 
     def __init__(self, width: int):
         super().__init__()
-        plan = ((1, 16, 5, 2), (16, 32, 3, 2), (32, 64, 3, 2), (64, 128, 3, 1))  # in, out, kernel, stride
+        # channels in, channels out, kernel, stride
+        plan = ((1, 16, 5, 2), (16, 32, 3, 2), (32, 64, 3, 1), (64, 96, 3, 2), (96, 128, 3, 1))
         self.layers = nn.Sequential()
         for c_in, c_out, kernel, stride in plan:
-            self.layers.extend([nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()])
+            conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+            self.layers.extend([conv, nn.BatchNorm2d(c_out), nn.ReLU()])
         self.dropout = nn.Dropout(0.3)
         self.out = nn.Linear(256, width)
 
@@ -98,9 +108,12 @@ def densenet121(width: int) -> nn.Module:
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {"small": Small, "densenet121": densenet121}
 
 
-# --- targets ---------------------------------------------------------------------------------------------------------------
-def make_heads(table: pd.DataFrame, schema: Schema | None, labels: Sequence[str] = (), numbers: Sequence[str] = ()) -> dict[str, Head]:
-    """Heads for a training table: one per attribute, one for all 0/1 columns `y_<label>`, one per label with other values.
+# --- targets ----------------------------------------------------------------------------------------------------------
+def make_heads(
+    table: pd.DataFrame, schema: Schema | None, labels: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> dict[str, Head]:
+    """Heads for a training table: one per attribute, one for all 0/1 columns `y_<label>`, one per label with other
+    values.
 
     `numbers` are columns to regress (age_years), scaled by the mean and standard deviation of this table.
     """
@@ -108,13 +121,18 @@ def make_heads(table: pd.DataFrame, schema: Schema | None, labels: Sequence[str]
     binary = tuple(name for name in labels if set(table[f"y_{name}"]) <= {0, 1})
     if binary:
         heads["labels"] = Head("binary", binary)
-    heads |= {name: Head("category", tuple(sorted(map(str, set(table[f"y_{name}"]))))) for name in labels if name not in binary}
+    heads |= {
+        name: Head("category", tuple(sorted(map(str, set(table[f"y_{name}"])))))
+        for name in labels
+        if name not in binary
+    }
     heads |= {c: Head("number", (c,), float(table[c].mean()), max(float(table[c].std(ddof=0)), 1e-6)) for c in numbers}
     return heads
 
 
 def encode(table: pd.DataFrame, heads: Mapping[str, Head]) -> dict[str, np.ndarray]:
-    """Targets of a table: category indices [n], 0/1 float32 [n, labels], numbers float32 [n]. Unknown or missing values raise."""
+    """Targets of a table: category indices [n], 0/1 float32 [n, labels], numbers float32 [n]. Unknown or missing
+    values raise."""
     out = {}
     for name, head in heads.items():
         if head.kind == "category":
@@ -132,7 +150,7 @@ def encode(table: pd.DataFrame, heads: Mapping[str, Head]) -> dict[str, np.ndarr
     return out
 
 
-# --- model ------------------------------------------------------------------------------------------------------------------
+# --- model ------------------------------------------------------------------------------------------------------------
 @dataclass
 class Model:
     """A trained network with all it needs to read images. `history`: one row per epoch."""
@@ -155,11 +173,14 @@ class Model:
         return dict(zip(self.heads, logits.split([h.width for h in self.heads.values()], dim=1), strict=True))
 
     def predict(self, images: np.ndarray, batch: int = 128) -> dict[str, np.ndarray]:
-        """uint8 [n, S, S] -> per head: class probabilities [n, classes], label probabilities [n, labels] or numbers [n]."""
+        """uint8 [n, S, S] -> per head: class probabilities [n, classes], label probabilities [n, labels] or numbers
+        [n]."""
         device = next(self.network.parameters()).device
         self.network.eval()
         with torch.inference_mode():
-            parts = [self.network(self.inputs(images[i : i + batch]).to(device)).cpu() for i in range(0, len(images), batch)]
+            parts = [
+                self.network(self.inputs(images[i : i + batch]).to(device)).cpu() for i in range(0, len(images), batch)
+            ]
         width = sum(h.width for h in self.heads.values())
         logits = self.split(torch.cat(parts) if parts else torch.zeros(0, width))
         return {name: LINKS[head.kind](logits[name], head).numpy() for name, head in self.heads.items()}
@@ -170,8 +191,8 @@ class Model:
             save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, temporary)
         heads = {k: asdict(h) for k, h in self.heads.items()}
         order = list(self.heads)  # JSON keys are sorted on writing; the heads' order is the order of the logits
-        write_json(Path(folder) / "model.json", {"heads": heads, "order": order, "training": asdict(self.training),
-                                                 "mean": self.mean, "std": self.std, "history": self.history})  # fmt: skip
+        content = {"heads": heads, "order": order, "training": asdict(self.training), "history": self.history}
+        write_json(Path(folder) / "model.json", content | {"mean": self.mean, "std": self.std})
 
 
 def load(folder: Path) -> Model:
@@ -181,24 +202,30 @@ def load(folder: Path) -> Model:
     training = Training(**content["training"])
     network = NETWORKS[training.network](sum(h.width for h in heads.values()))
     network.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
-    return Model(network.eval(), heads, training, content["mean"], content["std"], content["history"])
+    network = network.eval().to(memory_format=torch.channels_last)  # as in `fit`, so that predictions are bit-identical
+    return Model(network, heads, training, content["mean"], content["std"], content["history"])
 
 
-# --- training -----------------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 def augment(x: Tensor, training: Training) -> Tensor:
-    """Random whole-pixel shift, rotation, flip, gain, offset and noise, one draw per image; [B, 1, s, s] -> the same."""
+    """Random whole-pixel shift, rotation, flip, gain, offset and noise, one draw per image; [B, 1, s, s] -> the
+    same."""
     b, s = len(x), x.shape[-1]
     angle = (torch.rand(b) * 2 - 1) * math.radians(training.rotate)
     sign = torch.where(torch.rand(b) < 0.5, -1.0, 1.0) if training.flip else torch.ones(b)
     move = ((torch.rand(b, 2) * 2 - 1) * training.shift * s).round() * 2 / s
     cos, sin = angle.cos(), angle.sin()
-    theta = torch.stack([torch.stack([cos * sign, -sin, move[:, 0]], 1), torch.stack([sin * sign, cos, move[:, 1]], 1)], 1)
-    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="border", align_corners=False)
+    theta = torch.stack(
+        [torch.stack([cos * sign, -sin, move[:, 0]], 1), torch.stack([sin * sign, cos, move[:, 1]], 1)], 1
+    )
+    x = F.grid_sample(
+        x, F.affine_grid(theta, list(x.shape), align_corners=False), padding_mode="border", align_corners=False
+    )
     gain, offset = (training.brightness * torch.randn(b, 1, 1, 1) for _ in range(2))
     return x * (1 + gain) + offset + training.noise * torch.randn(x.shape)
 
 
-def log_priors(targets: Mapping[str, np.ndarray], heads: Mapping[str, Head], balanced: bool) -> dict[str, Tensor]:
+def log_priors(targets: Targets, heads: Mapping[str, Head], balanced: bool) -> dict[str, Tensor]:
     """What the loss adds to the logits (Menon et al. 2021): log class shares, log odds of labels, nothing for numbers.
 
     Every share is kept above half an image, so that a class without training images stays finite.
@@ -215,7 +242,9 @@ def log_priors(targets: Mapping[str, np.ndarray], heads: Mapping[str, Head], bal
     return out
 
 
-def loss_of(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], heads: Mapping[str, Head], priors: Mapping[str, Tensor]) -> Tensor:
+def loss_of(
+    logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], heads: Mapping[str, Head], priors: Mapping[str, Tensor]
+) -> Tensor:
     """Sum over heads of the mean loss per image (labels of a binary head are summed)."""
     total = torch.zeros(())
     for name, head in heads.items():
@@ -229,16 +258,19 @@ def loss_of(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], heads: 
     return total
 
 
-def fit(images: np.ndarray, targets: Mapping[str, np.ndarray], val_images: np.ndarray, val_targets: Mapping[str, np.ndarray],
-        heads: Mapping[str, Head], training: Training, seed: int, init: Model | None = None, device: str = "cpu") -> Model:  # fmt: skip
-    """Train on uint8 images [n, S, S] and keep the weights of the epoch with the lowest validation loss. The same seed, the same model.
+def fit(images: np.ndarray, targets: Targets, val_images: np.ndarray, val_targets: Targets, heads: Mapping[str, Head],
+        training: Training, seed: int, init: Model | None = None, device: str = "cpu") -> Model:  # fmt: skip
+    """Train on uint8 images [n, S, S]; the weights kept are those of the epoch with the lowest validation loss.
 
-    Warm-up over a fifth of the steps, then cosine to zero; AdamW; stops early after `training.patience` epochs without progress.
-    `init` starts from another model's weights (pre-training); ValueError when there is nothing to learn or heads disagree.
+    The same seed gives the same model. Warm-up over a fifth of the steps, then cosine to zero; AdamW; stops early
+    after `training.patience` epochs without progress. `init` starts from another model's weights (pre-training);
+    ValueError when there is nothing to learn or heads disagree.
     """
     heads = dict(heads)
     if len(images) < 2 or not len(val_images) or not heads:
-        raise ValueError(f"training needs images and heads, got {len(images)}, {len(val_images)} for validation, {list(heads)}")
+        raise ValueError(
+            f"training needs images and heads, got {len(images)}, {len(val_images)} for validation, {list(heads)}"
+        )
     if init is not None and list(init.heads) != list(heads):
         raise ValueError(f"the model to start from has heads {list(init.heads)}, not {list(heads)}")
     with torch.random.fork_rng(devices=[]):
@@ -246,14 +278,17 @@ def fit(images: np.ndarray, targets: Mapping[str, np.ndarray], val_images: np.nd
         network = NETWORKS[training.network](sum(h.width for h in heads.values()))
         if init is not None:
             network.load_state_dict(init.network.state_dict())
-        model = Model(network.to(device, memory_format=torch.channels_last), heads, training, float(images.mean()), max(float(images.std()), 1.0))
+        network = network.to(device, memory_format=torch.channels_last)
+        model = Model(network, heads, training, mean=float(images.mean()), std=max(float(images.std()), 1.0))
         return _train(model, images, targets, val_images, val_targets, device)
 
 
-def _train(model: Model, images: np.ndarray, targets: Mapping, val_images: np.ndarray, val_targets: Mapping, device: str) -> Model:
+def _train(
+    model: Model, images: np.ndarray, targets: Mapping, val_images: np.ndarray, val_targets: Mapping, device: str
+) -> Model:
     """The loop of `fit`; random numbers come from torch's default generator."""
     training, network = model.training, model.network
-    goal, val_goal = ({k: torch.as_tensor(t[k]).to(device) for k in model.heads} for t in (targets, val_targets))
+    goal, val_goal = ({k: torch.tensor(t[k], device=device) for k in model.heads} for t in (targets, val_targets))
     priors = log_priors(targets, model.heads, training.balanced)
     batch = min(training.batch, len(images))
     per_epoch = len(images) // batch
@@ -261,7 +296,8 @@ def _train(model: Model, images: np.ndarray, targets: Mapping, val_images: np.nd
     warm = max(1, steps // 5)
     optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)
     pace = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: (s + 1) / warm if s < warm else 0.5 * (1 + math.cos(math.pi * (s - warm) / max(1, steps - warm)))
+        optimizer,
+        lambda s: (s + 1) / warm if s < warm else 0.5 * (1 + math.cos(math.pi * (s - warm) / max(1, steps - warm))),
     )
     best, best_epoch, kept = math.inf, 0, {}
     for epoch in range(training.epochs):
@@ -277,7 +313,9 @@ def _train(model: Model, images: np.ndarray, targets: Mapping, val_images: np.nd
             losses.append(loss.item())
         network.eval()
         with torch.no_grad():
-            logits = torch.cat([network(model.inputs(val_images[i : i + 128]).to(device)) for i in range(0, len(val_images), 128)])
+            logits = torch.cat(
+                [network(model.inputs(val_images[i : i + 128]).to(device)) for i in range(0, len(val_images), 128)]
+            )
             val_loss = loss_of(model.split(logits), val_goal, model.heads, priors).item()
         model.history.append({"epoch": epoch, "loss": float(np.mean(losses)), "val_loss": val_loss})
         if val_loss < best or not kept:

@@ -19,7 +19,7 @@ class DataConfig:
     val_n: int = 200  # phantoms only: same distribution as training
     test_per_cell: int = 12  # phantoms only: balanced test set, held-out cells included
     interaction: float = 0.5  # phantoms only: 0 = attributes act additively, 1 = full pairwise interactions
-    data_seed: int = 0  # one data set for all training seeds
+    data_seed: int = 1  # one data set for all training seeds (0 was in view while the judges were designed)
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class BaseConfig:
 class TrainConfig:
     """02-04. One training run; the defaults are the tiny model's."""
 
-    steps: int = 300
-    batch: int = 64  # the paper's global batch, whatever the number of processes
-    microbatch: int = 64  # images in memory at once, per process
-    lr: float = 4e-4
+    steps: int = 600
+    batch: int = 32  # the paper's global batch, whatever the number of processes
+    microbatch: int = 32  # images in memory at once, per process
+    lr: float = 1e-3
     head_lr: float = 4e-3  # learning rate of the demographic conditioner
     lr_schedule: str = "cosine"  # cosine | constant
     warmup: float = 500 / 30_000  # fraction of steps
@@ -100,9 +100,9 @@ class SampleConfig:
 class EvalConfig:
     """06-07. Metrics and downstream classifiers."""
 
-    feature_size: int = 128  # pixels fed to the feature extractor
+    feature_size: int = 96  # pixels fed to the feature extractor
     resamples: int = 200  # bootstrap resamples of each interval
-    judge_epochs: int = 12
+    judge_epochs: int = 24
     downstream_epochs: int = 10
 
 
@@ -121,7 +121,7 @@ class Config:
 
 # --- the table of presets: profile -> what differs from the defaults above (which are the demo's) -------------
 PROFILES: dict[str, dict[str, object]] = {
-    "smoke": dict(size=32, train_n=160, val_n=40, test_per_cell=2, steps=6, batch=16, microbatch=16, sample_steps=4,
+    "smoke": dict(train_n=160, val_n=40, test_per_cell=2, steps=6, batch=16, microbatch=16, sample_steps=4,
                   balanced_per_cell=1, resamples=20, judge_epochs=1, downstream_epochs=1, feature_size=64, time_window=2),
     "demo": dict(),
     # CompDiff's released configuration. SD-2.1-base has no address of its own any more: name yours with BASE=.
@@ -137,13 +137,17 @@ DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
     ("smoke", "nih"): dict(vae_steps=2, unet_steps=2),
 }
 
-# Training recipes at paper scale (method section 2), applied with `recipe=`.
+# Training recipes at paper scale (method section 2), applied with `recipe=`. The seed (42 in both) is a parameter of the run.
+COMPDIFF = dict(steps=30_000, lr=1e-5, head_lr=1e-5, lr_schedule="cosine", warmup=500 / 30_000, clip=1.0, ema=True,
+                trained=("unet", "text_encoder"), precision="bf16", gradient_checkpointing=True,
+                solver="ddpm", sample_steps=75, guidance=7.5)  # fmt: skip
 RECIPES: dict[str, dict[str, object]] = {
     "profile": {},
-    "compdiff_hcn": dict(steps=30_000, batch=8, lr=1e-5, lr_schedule="cosine", warmup=500 / 30_000, precision="bf16"),
-    "compdiff_others": dict(steps=30_000, batch=16, lr=1e-5, lr_schedule="cosine", warmup=500 / 30_000, precision="bf16"),
-    "fairdiffusion": dict(steps=100_000, batch=32, lr=1e-5, lr_schedule="constant", warmup=0.0, precision="fp16",
-                          trained=("unet",), input_perturbation=0.0),
+    "compdiff_hcn": COMPDIFF | dict(batch=8, microbatch=8),
+    "compdiff_others": COMPDIFF | dict(batch=16, microbatch=8),
+    "fairdiffusion": dict(steps=100_000, batch=32, microbatch=16, lr=1e-5, head_lr=1e-5, lr_schedule="constant", warmup=0.0,
+                          clip=1.0, ema=True, trained=("unet",), precision="fp16", gradient_checkpointing=True,
+                          input_perturbation=0.0, weighting="original", solver="base", sample_steps=75, guidance=7.5),
 }  # fmt: skip
 
 
@@ -204,23 +208,26 @@ def _as_type_of(current: object, value: object, name: str) -> object:
             return tuple(value.split()) if isinstance(value, str) else tuple(value)
         if isinstance(current, bool) and isinstance(value, str):
             return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        if isinstance(current, int) and isinstance(value, float) and not value.is_integer():
+            raise ValueError("a fraction would be cut off")
         return type(current)(value)
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"setting {name}={value!r} is not a {type(current).__name__}") from None
 
 
 def settings(profile: str, dataset: str = "", method: str = "", recipe: str = "profile", **values: object) -> Config:
-    """The configuration of one run: profile, then dataset, recipe and method presets, then explicit values."""
+    """The configuration of one run: profile, then dataset, method and recipe presets, then explicit values."""
     for what, name, table in (("profile", profile, PROFILES), ("recipe", recipe, RECIPES)):
         if name not in table:
             raise ValueError(f"unknown {what} {name!r}; known: {', '.join(table)}")
     if method and method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    layers = [PROFILES[profile], DATASET_PRESETS.get((profile, dataset), {}), RECIPES[recipe]]
+    layers = [PROFILES[profile], DATASET_PRESETS.get((profile, dataset), {})]
     layers += [dict(METHODS[method].overrides)] if method else []
+    layers += [RECIPES[recipe]]
     config = Config()
     for layer in [*layers, values]:
         config = override(config, **layer)
-    if config.train.batch % config.train.microbatch:
+    if config.train.batch % min(config.train.batch, config.train.microbatch):
         raise ValueError(f"batch={config.train.batch} is not divisible by microbatch={config.train.microbatch}")
     return config

@@ -5,13 +5,23 @@ The only module that imports diffusers and transformers. The tiny base and SD-2.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+
+# Nothing but errors on stderr, where notebooks are compared: set before the import, which already speaks.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import diffusers
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -24,11 +34,16 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import cached_file
 
 from compdiff import paths, record
-from compdiff.config import TrainConfig
+from compdiff.config import Config, TrainConfig
+
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+WEIGHTS = ("text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors")
 
 
 @dataclass
@@ -40,6 +55,7 @@ class Diffusion:
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     scheduler: DDPMScheduler
+    own_scheduler: str = "DDPMScheduler"  # diffusers class that the folder names, for the solver "base"
 
     @property
     def d_ctx(self) -> int:
@@ -98,21 +114,30 @@ class Diffusion:
             return DPMSolverMultistepScheduler.from_config(
                 self.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, lower_order_final=True
             )
-        if solver in ("ddpm", "base"):
+        if solver == "ddpm":
             return DDPMScheduler.from_config(self.scheduler.config)
+        if solver == "base":
+            return getattr(diffusers, self.own_scheduler).from_config(self.scheduler.config)
         if solver == "ddim":
             return DDIMScheduler.from_config(self.scheduler.config, clip_sample=False)
         raise ValueError(f"unknown solver {solver!r}; known: dpm++, ddpm, ddim, base")
 
     def save(self, folder: Path, half: bool = False) -> None:
         """Write a folder that `StableDiffusionPipeline.from_pretrained` opens too (`half`: stored as float16)."""
+        kept = copy.deepcopy(self) if half else self  # the conversion works in place
         pipeline = StableDiffusionPipeline(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
-            scheduler=self.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+            vae=kept.vae, text_encoder=kept.text_encoder, tokenizer=kept.tokenizer, unet=kept.unet,
+            scheduler=kept.sampler("base"), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         if half:
             pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def step_back(scheduler, prediction: Tensor, t: Tensor, z: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """One step of a scheduler of `Diffusion.sampler`; those that draw noise take each sample's from its generator."""
+    random = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    return scheduler.step(prediction, t, z, return_dict=False, **random)[0]
 
 
 def to_model(images: np.ndarray, channels: int) -> Tensor:
@@ -145,8 +170,10 @@ def load(base: str, revision: str = "", sha256: str = "") -> Diffusion:
         source, where = base, dict(revision=revision)
     elif missing := [p for p in ("model_index.json", *PARTS) if not (folder / p).exists()]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: not a Stable Diffusion folder")
+    elif missing := [w for w in WEIGHTS if not (folder / w).exists()]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: pickled weights (.bin) are not read")
     if sha256:
-        found = record.sha256_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        found = record.sha256_file(cached_file(source, WEIGHTS[-1], **where))
         if found != sha256:
             raise ValueError(f"the UNet weights of {base!r} have sha256 {found}, expected {sha256}")
     kwargs = dict(torch_dtype=torch.float32, use_safetensors=True, **where)
@@ -158,19 +185,44 @@ def load(base: str, revision: str = "", sha256: str = "") -> Diffusion:
         vae=AutoencoderKL.from_pretrained(source, subfolder="vae", **kwargs).eval().requires_grad_(False),
         unet=UNet2DConditionModel.from_pretrained(source, subfolder="unet", **kwargs).eval(),
         scheduler=DDPMScheduler.from_pretrained(source, subfolder="scheduler", **where),
+        own_scheduler=DDPMScheduler.load_config(source, subfolder="scheduler", **where)["_class_name"],
     )
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the files of a base folder: names and contents."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    """sha256 over the files of a base folder, names and contents; not its recipe.json, which names this hash."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "recipe.json")
     return record.sha256_json({str(p.relative_to(folder)): record.sha256_file(p) for p in files})
+
+
+def load_for(run_folder: paths.RunFolder, config: Config) -> tuple[Diffusion, str]:
+    """The base that a run works with, and its fingerprint: the run's adapted copy where notebook 01 made one.
+
+    Errors: as `load`; FileNotFoundError when the settings ask for an adapted base and 01 has not written it.
+    """
+    c = config.base_model
+    if c.vae_steps or c.unet_steps:
+        if not run_folder.base.is_dir():
+            raise FileNotFoundError(f"{run_folder.base} is missing: run notebook 01_data_prep")
+        base, sha256 = load(str(run_folder.base)), fingerprint(run_folder.base)
+    else:
+        base, sha256 = load(c.base, c.revision, c.base_sha256), fingerprint_of(config)
+    down = 2 ** (len(base.vae.config.block_out_channels) - 1)
+    base.unet.register_to_config(sample_size=config.data.size // down)  # generated images are as large as the data's
+    return base, sha256
+
+
+def fingerprint_of(config: Config) -> str:
+    """Fingerprint of the configured base: its files, or hub id and revision where it is no folder."""
+    c = config.base_model
+    folder = paths.TINY_BASE if c.base == "tiny" else Path(c.base)
+    return fingerprint(folder) if folder.is_dir() else record.sha256_json([c.base, c.revision])
 
 
 # --- building the tiny base ------------------------------------------------------------------------------------
 
 
-def word_tokenizer(corpus: Sequence[str], folder: Path) -> CLIPTokenizer:
+def word_tokenizer(corpus: Sequence[str], folder: Path, length: int) -> CLIPTokenizer:
     """A CLIP tokenizer whose merges make each word of `corpus` one token; digits and unknown words fall to bytes."""
     words = sorted({w for text in corpus for w in "".join(c if c.isalpha() else " " for c in text.lower()).split()})
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -186,29 +238,32 @@ def word_tokenizer(corpus: Sequence[str], folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in learned["merges"])]) + "\n")
-    return CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    return CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=length)
 
 
-def build_tiny(corpus: Sequence[str], folder: Path, size: int = 64, seed: int = 0) -> Diffusion:
-    """An untrained tiny base: 4x-down 4-channel grey VAE, three-level UNet, two-layer CLIP text encoder."""
+def build_tiny(corpus: Sequence[str], folder: Path, size: int = 64, seed: int = 0, width: int = 64) -> Diffusion:
+    """An untrained tiny base: 4x-down 4-channel grey VAE, three-level UNet, two-layer CLIP text encoder.
+
+    `width`: of the context, 16 at least; the others follow it.
+    """
     torch.manual_seed(seed)
-    tokenizer = word_tokenizer(corpus, folder)
-    width, length = 64, 48
+    length, groups = 48, min(8, width // 4)
+    tokenizer = word_tokenizer(corpus, folder, length)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=length, projection_dim=width, hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     vae = AutoencoderKL(
-        in_channels=1, out_channels=1, block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4,
+        in_channels=1, out_channels=1, block_out_channels=(width // 4, width // 2, width), layers_per_block=1, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=8, sample_size=size,
+        norm_num_groups=groups, sample_size=size,
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=size // 4, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=1,
+        sample_size=size // 4, in_channels=4, out_channels=4, block_out_channels=(width // 2, width, 2 * width), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4, cross_attention_dim=width, norm_num_groups=8, use_linear_projection=True,
+        attention_head_dim=4, cross_attention_dim=width, norm_num_groups=groups, use_linear_projection=True,
     )  # fmt: skip
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
@@ -260,7 +315,10 @@ def trainable(model: Denoiser, config: TrainConfig) -> dict[str, nn.Parameter]:
     model.text_encoder.requires_grad_("text_encoder" in config.trained)
     if "unet" in config.trained and config.lora_rank > 0:
         projections = ["to_q", "to_k", "to_v", "to_out.0"]
-        model.unet.add_adapter(LoraConfig(config.lora_rank, lora_alpha=config.lora_rank, target_modules=projections))
+        with torch.random.fork_rng(devices=[]):  # the same start in every process and after every restart
+            torch.default_generator.manual_seed(0)
+            rank = config.lora_rank
+            model.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

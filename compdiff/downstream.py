@@ -1,4 +1,5 @@
-"""Downstream strategies (method section 7): what a classifier trains on, as one table, and predictions that outlive the model."""
+"""Downstream strategies (method section 7): what a classifier trains on, as one table, and predictions that outlive
+the model."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class Strategy:
     """One row: what a classifier starts from and trains on; it is tested on real images.
 
     start: imagenet | scratch, for networks with published weights; the small network always starts from scratch.
-    real: fraction of the real training patients. synthetic: names of generated sets (train = one image per training prompt).
+    real: fraction of the real training patients. synthetic: names of generated sets (train = one image per training
+    prompt).
     """
 
     id: str
@@ -40,7 +42,8 @@ Set = tuple[np.ndarray, Mapping[str, np.ndarray]]  # images uint8 [n, S, S] and 
 
 
 def assemble(strategy: Strategy, real: Set, patients: np.ndarray, synthetic: Mapping[str, Set], seed: int) -> Set:
-    """The training images and targets of a strategy. A fraction of real data is a fraction of its patients, drawn with `seed`.
+    """The training images and targets of a strategy. A fraction of real data is a fraction of its patients, drawn
+    with `seed`.
 
     ValueError: a generated set is missing.
     """
@@ -50,7 +53,9 @@ def assemble(strategy: Strategy, real: Set, patients: np.ndarray, synthetic: Map
     names = np.unique(np.asarray(patients))
     chosen = np.random.default_rng(seed).permutation(names)[: round(strategy.real * len(names))]
     keep = np.isin(patients, chosen)
-    parts = [(real[0][keep], {k: t[keep] for k, t in real[1].items()})] + [synthetic[name] for name in strategy.synthetic]
+    parts = [(real[0][keep], {k: t[keep] for k, t in real[1].items()})] + [
+        synthetic[name] for name in strategy.synthetic
+    ]
     images = np.concatenate([p[0] for p in parts])
     return images, {k: np.concatenate([p[1][k] for p in parts]) for k in real[1]}
 

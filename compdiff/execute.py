@@ -43,19 +43,25 @@ def failed_path(target: Path) -> Path:
     return target.with_suffix(".failed.ipynb")
 
 
-def run_notebook(source: Path, target: Path, parameters: Mapping[str, object], cwd: Path, env: Mapping[str, str]) -> float:
+def run_notebook(
+    source: Path, target: Path, parameters: Mapping[str, object], cwd: Path, env: Mapping[str, str]
+) -> float:
     """Execute `source`; `target` appears only on success. Returns the peak memory in MiB. Failed if a cell raises."""
     kept = failed_path(target)
     for old in (*target.parent.glob(f".{target.name}.*"), kept):
         old.unlink(missing_ok=True)
     with record.atomic(target) as temporary, tempfile.TemporaryDirectory() as scratch:
         job = Path(scratch) / "job.json"
-        job.write_text(json.dumps({"source": str(source), "target": str(temporary), "parameters": parameters, "cwd": str(cwd)}))
+        job.write_text(
+            json.dumps({"source": str(source), "target": str(temporary), "parameters": parameters, "cwd": str(cwd)})
+        )
         code, peak, noise = _wait([sys.executable, "-m", "compdiff.execute", str(job)], Path(scratch), env)
         if code:
             os.replace(temporary, kept)
             answer = job.with_name("error.txt")
-            raise Failed(answer.read_text() if answer.exists() else f"papermill stopped with code {code}:\n{noise}", kept)
+            raise Failed(
+                answer.read_text() if answer.exists() else f"papermill stopped with code {code}:\n{noise}", kept
+            )
     return peak
 
 
@@ -83,7 +89,11 @@ def _wait(words: list[str], scratch: Path, env: Mapping[str, str]) -> tuple[int,
 # --- the process --------------------------------------------------------------------------------------------------
 def own_kernel(folder: Path) -> None:
     """Make `python3` mean this interpreter, and keep the user's Jupyter and IPython settings out."""
-    spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python", "display_name": "Python 3"}
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "language": "python",
+        "display_name": "Python 3",
+    }
     file = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(spec))
@@ -99,10 +109,14 @@ def end_with_parent() -> None:
 def explain(error: object, source: Path) -> str:
     """A papermill error in words: which cell, its first line, the end of the traceback."""
     cells = ["".join(c["source"]) for c in json.loads(source.read_text())["cells"]]
-    place = f"cell {cells.index(error.source) + 1} of {len(cells)}" if error.source in cells else "the injected parameters"
+    place = (
+        f"cell {cells.index(error.source) + 1} of {len(cells)}" if error.source in cells else "the injected parameters"
+    )
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).rstrip().splitlines()
     first = next((line for line in error.source.splitlines() if line.strip()), "")
-    return "\n".join([f"{source.name}, {place} (In [{error.exec_count}]): {first}", *(f"    {line}" for line in trace[-6:])])
+    return "\n".join(
+        [f"{source.name}, {place} (In [{error.exec_count}]): {first}", *(f"    {line}" for line in trace[-6:])]
+    )
 
 
 def main(job_file: Path) -> int:
@@ -114,8 +128,10 @@ def main(job_file: Path) -> int:
 
     answer = job_file.with_name("error.txt")
     try:
-        papermill.execute_notebook(job["source"], job["target"], job["parameters"], kernel_name="python3", language="python",
-                                   progress_bar=False, cwd=job["cwd"])  # fmt: skip
+        papermill.execute_notebook(
+            job["source"], job["target"], job["parameters"], kernel_name="python3", language="python",
+            progress_bar=False, cwd=job["cwd"],
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         answer.write_text(explain(error, Path(job["source"])))
     except DeadKernelError:

@@ -8,7 +8,9 @@ K attributes, C_k categories, G = sum C_k sigmas, in schema order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import pandas as pd
 import torch
 from botorch.acquisition import UpperConfidenceBound
 from botorch.exceptions.errors import CandidateGenerationError, ModelFittingError
@@ -17,8 +19,10 @@ from botorch.models import SingleTaskGP
 from botorch.optim import optimize_acqf
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from linear_operator.utils.errors import NotPSDError
+from safetensors import safe_open
 from torch import Tensor
 
+from compdiff.attributes import Schema
 from compdiff.config import FairConfig
 
 WEIGHT_MIN = 0.1  # of the normalised weighting, before normalisation
@@ -156,3 +160,20 @@ def propose(sigma: Tensor, reward: Tensor, config: FairConfig, seed: int) -> Ten
             raw_samples=config.raw_samples,
         )
     return best[0].detach().clamp(0, 1)
+
+
+def read_history(folder: Path, schema: Schema) -> pd.DataFrame:
+    """The stored history of a training folder, one row per step: step, gap, update and one sigma per category.
+
+    Sigma columns are named <attribute>=<category>. ValueError where the run had no reweighting or another schema.
+    """
+    path = Path(folder) / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        if "reweighter.history" not in file.keys():
+            raise ValueError(f"{path} holds no sigma history: it was trained without FairDiffusion's weights")
+        rows = file.get_tensor("reweighter.history")  # [steps, 3 + G]
+    groups = [f"{a.name}={category}" for a in schema.attributes for category in a.categories]
+    if rows.shape[1] != 3 + len(groups):
+        raise ValueError(f"{path} has {rows.shape[1] - 3} sigmas, this schema has {len(groups)}")
+    history = pd.DataFrame(rows.numpy(), columns=["step", "gap", "update", *groups])
+    return history.astype({"step": int, "update": int})

@@ -30,8 +30,9 @@ class Group:
 def groups(table: pd.DataFrame, names: Sequence[str], joint: Iterable[Sequence[str]] = ()) -> list[Group]:
     """All groups of a table with one column of category names per attribute, in order of first appearance of the kinds.
 
-    overall; each category of each attribute in `names`; each cell (all attributes); held_out where that column marks any row;
-    `joint` adds intersections of fewer attributes, e.g. [("sex", "race")]. Only combinations that occur are listed.
+    overall; each category of each attribute in `names`; each cell (all attributes); held_out where that column marks
+    any row; `joint` adds intersections of fewer attributes, e.g. [("sex", "race")]. Only combinations that occur are
+    listed.
     """
     out = [Group("overall", "", np.ones(len(table), dtype=bool))]
     kinds = [(name, [name]) for name in names] + [(" x ".join(j), list(j)) for j in joint] + [("cell", list(names))]
@@ -43,9 +44,9 @@ def groups(table: pd.DataFrame, names: Sequence[str], joint: Iterable[Sequence[s
     return out
 
 
-# --- eligibility ---------------------------------------------------------------------------------------------------------
+# --- eligibility ------------------------------------------------------------------------------------------------------
 def auroc_note(y: np.ndarray) -> str:
-    """"" when 0/1 labels [n] hold enough of both classes for AUROC and AUPRC, else why not."""
+    """ "" when 0/1 labels [n] hold enough of both classes for AUROC and AUPRC, else why not."""
     positives, negatives = int((y == 1).sum()), int((y == 0).sum())
     if positives < MIN_CLASS:
         return f"ineligible: {positives} positives < {MIN_CLASS}"
@@ -53,25 +54,28 @@ def auroc_note(y: np.ndarray) -> str:
 
 
 def fpr_note(negatives: int) -> str:
-    """"" when there are enough negatives for a false-positive rate, else why not."""
+    """ "" when there are enough negatives for a false-positive rate, else why not."""
     return f"ineligible: {negatives} negatives < {MIN_NEGATIVES}" if negatives < MIN_NEGATIVES else ""
 
 
 def images_note(n: int, least: int = MIN_IMAGES) -> str:
-    """"" when a group holds enough images for FID, KID, precision and recall, else why not."""
+    """ "" when a group holds enough images for FID, KID, precision and recall, else why not."""
     return f"ineligible: n = {n} < {least}" if n < least else ""
 
 
-# --- equity-scaled metrics -----------------------------------------------------------------------------------------------
+# --- equity-scaled metrics --------------------------------------------------------------------------------------------
 def _deviations(overall: float, by_group: Sequence[float]) -> np.ndarray:
     by_group = np.asarray(by_group, dtype=float)
     if not by_group.size or not np.isfinite(by_group).all() or not np.isfinite(overall):
-        raise ValueError(f"equity scaling needs finite values of at least one group, got {overall} and {by_group.tolist()}")
+        raise ValueError(
+            f"equity scaling needs finite values of at least one group, got {overall} and {by_group.tolist()}"
+        )
     return np.abs(by_group - overall)
 
 
 def es_fid(overall: float, by_group: Sequence[float], combine: str = "mean") -> float:
-    """ES-FID = FID (1 + mean_a |FID_a - FID| / FID), so >= FID; `combine="sum"` adds instead of averaging. Also for KID.
+    """ES-FID = FID (1 + mean_a |FID_a - FID| / FID), so >= FID; `combine="sum"` adds instead of averaging. Also for
+    KID.
 
     Computed as FID + mean_a |FID_a - FID|, the same number without a division (KID may be 0 or negative).
     """
@@ -81,14 +85,16 @@ def es_fid(overall: float, by_group: Sequence[float], combine: str = "mean") -> 
 
 
 def es_metric(overall: float, by_group: Sequence[float], alpha: float = 1.0, combine: str = "sum") -> float:
-    """ES-M = M / (1 + alpha sum_a |M_a - M|) for metrics where higher is better (AUROC, accuracy), so <= M for M >= 0."""
+    """ES-M = M / (1 + alpha sum_a |M_a - M|) for metrics where higher is better (AUROC, accuracy), so <= M for M >=
+    0."""
     if combine not in ("mean", "sum"):
         raise ValueError(f"combine must be mean or sum, got {combine!r}")
     return float(overall / (1 + alpha * getattr(_deviations(overall, by_group), combine)()))
 
 
 def gaps(overall: float, by_group: Sequence[float]) -> dict[str, float]:
-    """Between-group disparity of a metric: max - min, p90 - p10, and both standard deviation and range over the overall value.
+    """Between-group disparity of a metric: max - min, p90 - p10, and both standard deviation and range over the
+    overall value.
 
     The standard deviation is that of the groups as a population (n in the denominator); one group has gap 0.
     """
@@ -96,7 +102,12 @@ def gaps(overall: float, by_group: Sequence[float]) -> dict[str, float]:
     values = np.asarray(by_group, dtype=float)
     p10, p90 = np.quantile(values, [0.1, 0.9])
     spread = float(values.max() - values.min())
-    return {"max-min": spread, "p90-p10": float(p90 - p10), "std/overall": float(values.std() / overall), "max-min/overall": spread / overall}
+    return {
+        "max-min": spread,
+        "p90-p10": float(p90 - p10),
+        "std/overall": float(values.std() / overall),
+        "max-min/overall": spread / overall,
+    }
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,8 @@ class Rate:
 
 
 def underdiagnosis(no_finding: np.ndarray, called: np.ndarray, level: float = 0.95) -> Rate:
-    """False-positive rate of No Finding: ill patients (label 0) called healthy, (FP + 0.5) / (FP + TN + 1), Jeffreys interval.
+    """False-positive rate of No Finding: ill patients (label 0) called healthy, (FP + 0.5) / (FP + TN + 1), Jeffreys
+    interval.
 
     no_finding, called: 0/1 [n], the truth and the thresholded prediction.
     """

@@ -1,7 +1,9 @@
-"""Feature extractors: grey images -> float32 [n, d] arrays, cached by content. The judge of FID, KID and precision/recall.
+"""Feature extractors: grey images -> float32 [n, d] arrays, cached by content. The judge of FID, KID and
+precision/recall.
 
-An extractor is named in every result column, because a number means nothing without it: "FID-lite0" is the Frechet distance
-in the pooled 1,280-d features of EfficientNet-Lite0 (ImageNet weights), and is not comparable to the papers' Inception-v3 FID.
+An extractor is named in every result column, because a number means nothing without it: "FID-lite0" is the Frechet
+distance in the pooled 1,280-d features of EfficientNet-Lite0 (ImageNet weights), and is not comparable to the papers'
+Inception-v3 FID.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ WEIGHTS: dict[str, Weights] = {
 
 
 class NotAvailable(RuntimeError):
-    """Weights that are not on this machine. `remedy` says how to obtain them; callers print "not available: <remedy>"."""
+    """Weights that are not on this machine. `remedy` says how to obtain them; callers print "not available:
+    <remedy>"."""
 
     def __init__(self, what: str, remedy: str):
         super().__init__(f"{what} is not available; remedy: {remedy}")
@@ -88,7 +91,8 @@ BLOCKS = (  # repeats, kernel, stride, expansion, channels out
 
 
 class SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: output ceil(size / stride), the odd pixel of padding below and right."""
+    """Convolution with TensorFlow's SAME padding: output ceil(size / stride), the odd pixel of padding below and
+    right."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, c_in, h, w] -> [B, c_out, ceil(h / s), ceil(w / s)]
         k, s = self.kernel_size[0], self.stride[0]
@@ -122,7 +126,8 @@ class Block(nn.Module):
 
 
 class Lite0(nn.Module):
-    """Normalised images [B, 3, h, w] -> pooled features [B, 1280]; `classifier` maps these to the 1,000 ImageNet classes."""
+    """Normalised images [B, 3, h, w] -> pooled features [B, 1280]; `classifier` maps these to the 1,000 ImageNet
+    classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +159,8 @@ def rename(key: str) -> str:
 def load_lite0(path: str = "") -> Lite0:
     """Lite0 with the published weights, in evaluation mode; every key must match. Errors of `weight_file`.
 
-    Batch norms are folded into their convolutions, which saves a fifth of the time and changes the features by rounding only.
+    Batch norms are folded into their convolutions, which saves a fifth of the time and changes the features by
+    rounding only.
     """
     state = torch.load(weight_file("lite0", path), map_location="cpu", weights_only=True)
     model = Lite0()
@@ -169,7 +175,8 @@ LOADERS = {"lite0": load_lite0}
 
 
 def prepare(images: np.ndarray, size: int) -> Tensor:
-    """uint8 grey [n, S, S] (or RGB [n, S, S, 3]) -> float [n, 3, size, size], bilinear with antialias, (x - 127) / 128."""
+    """uint8 grey [n, S, S] (or RGB [n, S, S, 3]) -> float [n, 3, size, size], bilinear with antialias, (x - 127) /
+    128."""
     x = torch.tensor(images)
     x = x[:, None].expand(-1, 3, -1, -1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
     x = x.float()
@@ -178,7 +185,9 @@ def prepare(images: np.ndarray, size: int) -> Tensor:
     return (x - 127) / 128
 
 
-def extract(images: np.ndarray, extractor: str = "lite0", size: int = 96, batch: int = 50, path: str = "") -> np.ndarray:
+def extract(
+    images: np.ndarray, extractor: str = "lite0", size: int = 96, batch: int = 50, path: str = ""
+) -> np.ndarray:
     """Features float32 [n, d] of uint8 grey images [n, S, S], resized to `size` pixels.
 
     ValueError: other dtype or shape, unknown extractor. NotAvailable: its weights are not here.
@@ -196,8 +205,11 @@ def extract(images: np.ndarray, extractor: str = "lite0", size: int = 96, batch:
     return out
 
 
-def cached(file: Path, images: np.ndarray, extractor: str = "lite0", size: int = 96, batch: int = 50, path: str = "") -> np.ndarray:
-    """`extract`, kept in the npz `file`; read back only if it was made from these images with this extractor and size."""
+def cached(
+    file: Path, images: np.ndarray, extractor: str = "lite0", size: int = 96, batch: int = 50, path: str = ""
+) -> np.ndarray:
+    """`extract`, kept in the npz `file`; read back only if it was made from these images with this extractor and
+    size."""
     key = hashlib.sha256(f"{extractor} {WEIGHTS[extractor].sha256} {size} {images.dtype} {images.shape}".encode())
     key.update(np.ascontiguousarray(images))
     key = key.hexdigest()

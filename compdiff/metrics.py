@@ -1,7 +1,7 @@
 """Image metrics as pure functions of arrays: features float [n, d], or uint8 images [n, H, W]. No models, no files.
 
-Which of them depend on the number of images: FID does (biased up by a term that shrinks like 1 / n), so subgroup FIDs compare
-only at a common n (`matched_fid`); KID does not (unbiased); precision and recall do.
+Which of them depend on the number of images: FID does (biased up by a term that shrinks like 1 / n), so subgroup FIDs
+compare only at a common n (`matched_fid`); KID does not (unbiased); precision and recall do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _features(x: np.ndarray) -> np.ndarray:
     return x
 
 
-# --- Frechet distance ---------------------------------------------------------------------------------------------------
+# --- Frechet distance -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Moments:
     """Mean [d] and a root R [r, d] of the covariance, R.T @ R = C (n - 1 in the denominator), r = min(n, d)."""
@@ -39,10 +39,11 @@ def moments(x: np.ndarray) -> Moments:
 
 
 def fid(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
-    """Frechet distance of two Gaussians, |mu_a - mu_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2)  (Heusel et al. 2017).
+    """Frechet distance of two Gaussians, |mu_a - mu_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2)  (Heusel et al.
+    2017).
 
-    With C = R.T R the last trace is the sum of the singular values of R_a R_b.T, which needs no matrix square root and stays
-    exact for n < d, where the covariances are singular.
+    With C = R.T R the last trace is the sum of the singular values of R_a R_b.T, which needs no matrix square root
+    and stays exact for n < d, where the covariances are singular.
     """
     a, b = (m if isinstance(m, Moments) else moments(m) for m in (a, b))
     cross = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
@@ -53,7 +54,8 @@ def fid(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
 def matched_fid(a: np.ndarray, b: np.ndarray, n: int, repeats: int, seed: int) -> np.ndarray:
     """FID of `repeats` random subsets of n rows of a and n rows of b, without replacement -> [repeats].
 
-    Groups and the overall set evaluated at the same n share the same sample-size bias. ValueError when a set is smaller than n.
+    Groups and the overall set evaluated at the same n share the same sample-size bias. ValueError when a set is
+    smaller than n.
     """
     a, b = _features(a), _features(b)
     if n < 2 or n > min(len(a), len(b)):
@@ -62,23 +64,25 @@ def matched_fid(a: np.ndarray, b: np.ndarray, n: int, repeats: int, seed: int) -
     return np.array([fid(a[rng.permutation(len(a))[:n]], b[rng.permutation(len(b))[:n]]) for _ in range(repeats)])
 
 
-# --- kernel distance ----------------------------------------------------------------------------------------------------
+# --- kernel distance --------------------------------------------------------------------------------------------------
 def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """k(x, y) = (x . y / d + 1)^3 for all pairs: [n, d], [m, d] -> [n, m]."""
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def kid(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased MMD^2 with the cubic kernel, over all pairs of the full samples (Binkowski et al. 2018, no random subsets).
+    """Unbiased MMD^2 with the cubic kernel, over all pairs of the full samples (Binkowski et al. 2018, no random
+    subsets).
 
-    KID = sum_{i != j} k(a_i, a_j) / n(n-1) + sum_{i != j} k(b_i, b_j) / m(m-1) - 2 mean k(a, b); may be slightly negative.
+    KID = sum_{i != j} k(a_i, a_j) / n(n-1) + sum_{i != j} k(b_i, b_j) / m(m-1) - 2 mean k(a, b); may be slightly
+    negative.
     """
     a, b = _features(a), _features(b)
     within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kernel(a, a), kernel(b, b)))
     return float(within - 2 * kernel(a, b).mean())
 
 
-# --- precision and recall -----------------------------------------------------------------------------------------------
+# --- precision and recall ---------------------------------------------------------------------------------------------
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances [n, m]; those of a to itself have an exact zero diagonal."""
     out = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0)
@@ -94,20 +98,22 @@ def _coverage(centres: np.ndarray, points: np.ndarray, k: int) -> float:
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """(share of fake inside the real manifold, share of real inside the fake one), k-NN balls (Kynkaanniemi et al. 2019)."""
+    """(share of fake inside the real manifold, share of real inside the fake one), k-NN balls (Kynkaanniemi et al.
+    2019)."""
     real, fake = _features(real), _features(fake)
     if not 1 <= k < min(len(real), len(fake)):
         raise ValueError(f"k = {k} neighbours need more than k images, got {len(real)} and {len(fake)}")
     return _coverage(real, fake, k), _coverage(fake, real, k)
 
 
-# --- multi-scale structural similarity ----------------------------------------------------------------------------------
+# --- multi-scale structural similarity --------------------------------------------------------------------------------
 BETAS = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])  # Wang et al. 2003, finest scale first
 WINDOW, SIGMA = 11, 1.5
 
 
 def ms_ssim_variant(size: int) -> tuple[str, int]:
-    """Image size in pixels -> (metric's name, scales): 5 scales from 176 px, "MS-SSIM-3" from 44, "MS-SSIM-2" from 22."""
+    """Image size in pixels -> (metric's name, scales): 5 scales from 176 px, "MS-SSIM-3" from 44, "MS-SSIM-2" from
+    22."""
     for scales, name in ((5, "MS-SSIM"), (3, "MS-SSIM-3"), (2, "MS-SSIM-2")):
         if size >= WINDOW * 2 ** (scales - 1):
             return name, scales
@@ -130,11 +136,13 @@ def _halve(x: np.ndarray) -> np.ndarray:
 def ms_ssim(a: np.ndarray, b: np.ndarray, scales: int = 5) -> np.ndarray:
     """Similarity of each pair of uint8 images [n, H, W] -> [n]; 1 = identical  (Wang et al. 2003).
 
-    prod_s contrast_s^beta_s * luminance_last^beta_last, windows inside the image only; the betas in use are divided by their sum.
-    ValueError: other dtype, unequal shapes, or too small for the coarsest window (5 scales: 176 px).
+    prod_s contrast_s^beta_s * luminance_last^beta_last, windows inside the image only; the betas in use are divided
+    by their sum. ValueError: other dtype, unequal shapes, or too small for the coarsest window (5 scales: 176 px).
     """
     if a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim != 3 or a.shape != b.shape:
-        raise ValueError(f"expected two uint8 arrays [n, H, W] of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+        raise ValueError(
+            f"expected two uint8 arrays [n, H, W] of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}"
+        )
     if not 1 <= scales <= len(BETAS) or min(a.shape[1:]) < WINDOW * 2 ** (scales - 1):
         raise ValueError(f"{scales} scales need {WINDOW * 2 ** (scales - 1)} px or more, got {a.shape[1:]}")
     betas = BETAS[:scales] / BETAS[:scales].sum()
@@ -152,7 +160,8 @@ def ms_ssim(a: np.ndarray, b: np.ndarray, scales: int = 5) -> np.ndarray:
 
 
 def ms_ssim_intra(images: np.ndarray, prompts: np.ndarray, scales: int = 5) -> np.ndarray:
-    """Mean similarity over all pairs of images of one prompt, per prompt with >= 2 images -> [prompts]; lower = more diverse."""
+    """Mean similarity over all pairs of images of one prompt, per prompt with >= 2 images -> [prompts]; lower = more
+    diverse."""
     prompts = np.asarray(prompts)
     means = []
     for prompt in np.unique(prompts):

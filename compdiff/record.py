@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -103,7 +103,9 @@ def load_results(paths: list[Path]) -> pd.DataFrame:
     """Concatenate tidy results files (strings stay strings: "" is not NaN there)."""
     numbers = {"value": float, "lo": float, "hi": float, "n": float, "n_ref": float, "seed": int}
     text = {c: str for c in RESULT_COLUMNS if c not in numbers}
-    frames = [pd.read_csv(p, dtype=numbers | text, keep_default_na=False, na_values={k: [""] for k in numbers}) for p in paths]
+    frames = [
+        pd.read_csv(p, dtype=numbers | text, keep_default_na=False, na_values={k: [""] for k in numbers}) for p in paths
+    ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(RESULT_COLUMNS))
 
 
@@ -148,7 +150,9 @@ def unchanged(path: Path, known: Mapping[str, object]) -> bool:
 class Run:
     """Provenance of one artefact: filled in while it is made, written by `finish`."""
 
-    def __init__(self, file: Path, inputs: Mapping[str, object], parameters: Mapping[str, object], seeds: Sequence[int]):
+    def __init__(
+        self, file: Path, inputs: Mapping[str, object], parameters: Mapping[str, object], seeds: Sequence[int]
+    ):
         self.file = Path(file)
         self.content: dict[str, object] = {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -167,7 +171,11 @@ class Run:
         """Hash the outputs and write the file (last, so that it stands only beside a finished artefact)."""
         minutes = round((time.monotonic() - self._start) / 60, 3)
         outputs = {os.path.relpath(p, self.base): fingerprint(p) for p in self.outputs}
-        self.content |= {"minutes": minutes, "peak_memory_mib": round(self.peak_mib or peak_mib()), "machine": machine()}
+        self.content |= {
+            "minutes": minutes,
+            "peak_memory_mib": round(self.peak_mib or peak_mib()),
+            "machine": machine(),
+        }
         write_json(self.file, without_places(self.content) | {"outputs": outputs})
 
 
@@ -203,12 +211,12 @@ def is_current(folder: Path, inputs: Mapping[str, object]) -> bool:
 
 
 def without_places(content: object) -> object:
-    """`content` as JSON would return it, with every absolute path cut to its last name: no home folder, no user name."""
+    """`content` as JSON would return it, paths cut to their last name: no home folder, no user name."""
     if isinstance(content, Mapping):
         return {str(k): without_places(v) for k, v in content.items()}
     if isinstance(content, list | tuple | set):
         return [without_places(v) for v in content]
-    if isinstance(content, Path) or (isinstance(content, str) and content.startswith(("/", "~"))):
+    if isinstance(content, Path) or (isinstance(content, str) and content.startswith(("/", "~", "../"))):
         return Path(content).name
     return content
 

@@ -11,7 +11,7 @@ from compdiff import config, paths
 
 VARIABLES = {
     "PROFILE": "smoke | demo | paper",
-    "DATASETS": 'names of manifests, "chest fundus"',
+    "DATASETS": 'names of manifests, "chest fundus"; smoke: chest',
     "DATA_ROOT": "folder of a real dataset",
     "SEEDS": 'training seeds, "0 1 2"',
     "RUNS": "folder for everything heavy, runs/",
@@ -58,7 +58,7 @@ def parse(words: Sequence[str], profile: str) -> Request:
         name, equals, value = word.partition("=")
         if not equals or name not in known:
             close = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.5) or list(VARIABLES)
-            raise Refused(f"unknown variable {name!r}; closest: {', '.join(close)} (python -m compdiff.run help lists all)")
+            raise Refused(f"unknown variable {name!r}; closest: {', '.join(close)} (python -m compdiff.run lists all)")
         given[name] = value.strip()
     overrides = {dials[n]: v for n, v in given.items() if n in dials}
     overrides |= {"recipe": given["RECIPE"]} if "RECIPE" in given else {}
@@ -68,13 +68,16 @@ def parse(words: Sequence[str], profile: str) -> Request:
     if not all(s.isdecimal() for s in given.get("SEEDS", "0").split()):
         raise Refused(f"SEEDS={given['SEEDS']} holds something that is not a whole number >= 0")
     default = Request()
+    profile = given.get("PROFILE") or profile
+    datasets = ("chest",) if profile == "smoke" else default.datasets
     return Request(
-        profile=given.get("PROFILE") or profile,
-        datasets=tuple(given.get("DATASETS", "").split()) or default.datasets,
+        profile=profile,
+        datasets=tuple(dict.fromkeys(given.get("DATASETS", "").split())) or datasets,
         seeds=tuple(dict.fromkeys(int(s) for s in given.get("SEEDS", "").split())) or default.seeds,
         methods=tuple(given.get("METHODS", "").split()), ablation=ablation == "1",
         strategies=tuple(given.get("STRATEGIES", "").split()), stages=tuple(given.get("STAGES", "").split()),
-        data_root=given.get("DATA_ROOT", ""), runs=str(paths.runs_root(given.get("RUNS", ""))), overrides=typed(overrides),
+        data_root=given.get("DATA_ROOT", ""), runs=str(paths.runs_root(given.get("RUNS", ""))),
+        overrides=typed(overrides),
     )  # fmt: skip
 
 
@@ -89,12 +92,14 @@ def typed(overrides: Mapping[str, str]) -> dict[str, object]:
     return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
 
-def command(request: Request, **changes: str) -> str:
+def command(request: Request) -> str:
     """The make command that repeats a request."""
-    words = {"PROFILE": request.profile, "DATASETS": " ".join(request.datasets), "SEEDS": " ".join(map(str, request.seeds))}
-    words |= {"DATA_ROOT": request.data_root, "METHODS": " ".join(request.methods), "ABLATION": "1" if request.ablation else ""}
-    words |= {"STAGES": " ".join(request.stages), "STRATEGIES": " ".join(request.strategies)}
-    if Path(request.runs) != paths.runs_root():
-        words["RUNS"] = request.runs
-    words |= {n.upper(): " ".join(v) if isinstance(v, list) else str(v) for n, v in request.overrides.items()} | changes
-    return " ".join(["make paper", *(f'{n}="{v}"' if " " in v else f"{n}={v}" for n, v in words.items() if v)])
+    words = {
+        "PROFILE": request.profile, "DATASETS": request.datasets, "SEEDS": request.seeds,
+        "DATA_ROOT": request.data_root, "METHODS": request.methods,
+        "ABLATION": "1" if request.ablation else "", "STAGES": request.stages,
+        "STRATEGIES": request.strategies, "RUNS": request.runs if Path(request.runs) != paths.runs_root() else "",
+    }  # fmt: skip
+    words |= {name.upper(): value for name, value in request.overrides.items()}
+    texts = {n: " ".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for n, v in words.items()}
+    return " ".join(["make paper", *(f'{n}="{v}"' if " " in v else f"{n}={v}" for n, v in texts.items() if v)])

@@ -1,4 +1,4 @@
-"""The door: `python -m compdiff.run paper NAME=value ...` runs the notebooks whose inputs changed (`make paper` calls it).
+"""The door: `python -m compdiff.run paper NAME=value ...` (or make) runs the notebooks whose inputs changed.
 
 Each notebook is executed to a temporary file that takes its place only on success; its `run.json`, written last, says
 what it was made from, and makes the next run skip it.
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from compdiff import config, execute, paths, record
 from compdiff.request import VARIABLES, Refused, Request, command, parse
-from compdiff.stages import Project, Step, before, needed, steps
+from compdiff.stages import PROJECT, Project, Step, before, needed, steps
 
 COMMANDS = {
     "paper": "run every notebook whose inputs changed (PROFILE=demo unless said)",
@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": "print what `paper` would run, and why",
     "clean": "remove the smoke run and caches; results stay",
 }
+READABLE = "(papermill reads `name: type = value  # comment`, without a further = sign in the line)"
 INSIDE = "COMPDIFF_INSIDE_RUN"  # set for the kernels that the door starts
 
 
@@ -58,16 +59,19 @@ def check(project: Project, request: Request, todo: Sequence[Step]) -> None:
             problems.append(f"{dataset} needs DATA_ROOT=<folder of its files>. {where}")
         elif not Path(request.data_root).expanduser().is_dir():
             problems.append(f"{dataset}: DATA_ROOT={request.data_root} is not a folder. {where}")
-    if not config.settings(request.profile, **request.overrides).base_model.base:
+    base = config.settings(request.profile, **request.overrides).base_model
+    if not base.base:
         problems.append(
-            f"PROFILE={request.profile} needs BASE=<folder or hub id of Stable Diffusion 2.1-base> (with REVISION=... for a "
-            "hub id): its first address closed in November 2025, so copy the weights that you have, or name a mirror"
+            f"PROFILE={request.profile} needs BASE=<folder or hub id of Stable Diffusion 2.1-base>: its first address "
+            "closed in November 2025, so give a folder with the weights, or a mirror's id with REVISION=<commit>"
         )
+    elif base.base != "tiny" and not (project.root / Path(base.base).expanduser()).is_dir() and not base.revision:
+        problems.append(f"BASE={base.base} is not a folder; as a hub id it needs REVISION=<commit>")
     for step in todo:
         if not step.notebook.is_file():
             problems.append(f"{step.notebook.name} is not in {step.project.notebooks.name}/")
         elif unknown := set(step.parameters()) - set(execute.declared(step.notebook)):
-            problems.append(f"{step.notebook.name} declares no parameter named {', '.join(sorted(unknown))}")
+            problems.append(f"{step.notebook.name} declares no parameter named {', '.join(sorted(unknown))} {READABLE}")
     if problems:
         raise Refused("\n  ".join(["nothing was run:", *dict.fromkeys(problems)]))
 
@@ -114,13 +118,16 @@ def perform(step: Step, upstream: Mapping[str, str | None]) -> float:
     """Execute one notebook and record it; returns minutes. execute.Failed leaves neither notebook nor record behind."""
     inputs = step.inputs(upstream)
     step.executed.unlink(missing_ok=True)
-    with record.run_json(step.run_file, inputs, step.parameters(), step.seeds if step.stage.scope != "dataset" else ()) as run:
-        run.base = step.base
-        run.peak_mib = execute.run_notebook(step.notebook, step.executed, step.parameters(), step.project.root, {INSIDE: "1"})
+    sent, seeds = step.parameters(), step.seeds if step.stage.scope != "dataset" else ()
+    with record.run_json(step.run_file, inputs, sent, seeds) as made:
+        made.peak_mib = execute.run_notebook(step.notebook, step.executed, sent, step.project.root, {INSIDE: "1"})
         if missing := step.lacks():
             step.executed.replace(kept := execute.failed_path(step.executed))
-            raise execute.Failed(f"{step.label} ended, but did not write {', '.join(missing)} below {step.base.name}", kept)
-        run.outputs = [path for matches in step.output_paths().values() for path in matches]
+            raise execute.Failed(
+                f"{step.label} ended, but did not write {', '.join(missing)} in {step.base.name}", kept
+            )
+        made.base = step.base
+        made.outputs = [path for matches in step.output_paths().values() for path in matches]
     return record.read_run(step.run_file)["minutes"]
 
 
@@ -149,29 +156,36 @@ def run(project: Project, request: Request) -> None:
                     print("stopped", flush=True)
                     raise
                 ran += 1
-    shown = sorted({os.path.relpath(s.figures) for s in all_steps if s.stage.to_figures})
-    print(f"{ran} of {len(all_steps)} ran, {(time.monotonic() - start) / 60:.1f} min. Tables and figures: {', '.join(shown) or '-'}")
+    print(f"{ran} of {len(all_steps)} ran, {(time.monotonic() - start) / 60:.1f} min")
+    for folder in dict.fromkeys(os.path.relpath(s.figures) for s in all_steps if s.stage.to_figures):
+        print(f"tables and figures: {folder}")
 
 
-def inputs(stage: str, dataset: str, profile: str, seed: int = 0, data_root: str = "", runs: str = "", overrides: Mapping | None = None,
-           methods: Sequence[str] = (), seeds: Sequence[int] = (), project: Project = Project()) -> None:  # fmt: skip
-    """For a notebook's set-up cell: what `stage` reads is there, or is built now (smoke), or FileNotFoundError says how.
+def inputs(
+    stage: str, dataset: str, profile: str, seed: int = 0, data_root: str = "", runs: str = "",
+    overrides: Mapping[str, object] | None = None, methods: Sequence[str] = (), seeds: Sequence[int] = (),
+    project: Project = PROJECT,
+) -> None:  # fmt: skip
+    """For a notebook's set-up cell: what `stage` reads is there, is built now (smoke), or FileNotFoundError says how.
 
     Only looks whether files exist, so what you made by hand in JupyterLab is kept.
     """
     if os.environ.get(INSIDE):
         return  # the run that executes this notebook has seen to it
-    wanted = Request(profile, (dataset,), tuple(seeds) or (seed,), tuple(methods), data_root=data_root,
-                     runs=str(paths.runs_root(runs)), overrides=dict(overrides or {}))  # fmt: skip
-    this = [s for s in steps(project, wanted) if s.stage.name == stage]
-    missing = [o for step in this for o in before(step, list(steps(project, wanted))) if o.lacks()]
-    if not missing:
+    wanted = Request(
+        profile, (dataset,), tuple(seeds) or (seed,), tuple(methods), data_root=data_root,
+        runs=str(paths.runs_root(runs)), overrides=dict(overrides or {}),
+    )  # fmt: skip
+    every = list(steps(project, wanted))
+    read = [other for step in every if step.stage.name == stage for other in before(step, every)]
+    names = tuple(dict.fromkeys(step.stage.name for step in read if step.lacks()))
+    if not names:
         return
-    names = tuple(dict.fromkeys(o.stage.name for o in missing))
     again = replace(wanted, stages=names)
+    missing = f"{stage} reads what {', '.join(names)} make, which is not there yet"
     if profile != "smoke":
-        raise FileNotFoundError(f"{stage} reads what {', '.join(names)} make, which is not there yet. Run: {command(again)}")
-    print(f"{stage} reads what {', '.join(names)} make: building that now, at smoke size, about a minute", flush=True)
+        raise FileNotFoundError(f"{missing}. Run: {command(again)}")
+    print(f"{missing}: building it now at smoke size, about a minute", flush=True)
     run(project, again)
 
 
@@ -191,9 +205,9 @@ def clean(project: Project, request: Request) -> None:
         with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
             continue
         raise Refused(f"a run is working in {lock.parent}: let it finish or end it first")
-    caches = [d for name in ("__pycache__", ".ipynb_checkpoints") for top in ("compdiff", "notebooks", "tests", "benchmarks")
-              for d in (project.root / top).rglob(name)]  # fmt: skip
-    caches += [project.root / name for name in (".pytest_cache", ".hypothesis")]
+    caches = [project.root / name for name in (".pytest_cache", ".hypothesis")]
+    for top in (project.package, project.notebooks, project.root / "tests", project.root / "benchmarks"):
+        caches += [d for name in ("__pycache__", ".ipynb_checkpoints") for d in top.rglob(name)]
     for folder in (runs / "smoke", *caches):
         shutil.rmtree(folder, ignore_errors=True)
     left = [os.path.relpath(d) for d in sorted(runs.glob("*/*")) if d.is_dir()] + ["figures", ".venv"]
@@ -205,10 +219,11 @@ def usage() -> str:
     lines += [f"  {name:12s} {text}" for name, text in COMMANDS.items()]
     lines += ["", *(f"  {name:12s} {text}" for name, text in VARIABLES.items())]
     dials = ", ".join(name.upper() for name in config.dials())
-    return "\n".join([*lines, "", textwrap.fill(f"and every setting of compdiff/config.py: {dials}", 110, subsequent_indent="  ")])
+    every = textwrap.fill(f"and every setting of compdiff/config.py: {dials}", 110, subsequent_indent="  ")
+    return "\n".join([*lines, "", every])
 
 
-def main(words: Sequence[str], project: Project = Project()) -> int:
+def main(words: Sequence[str], project: Project = PROJECT) -> int:
     """Exit code: 0 done, 1 a notebook failed, 2 refused before anything ran, 130 interrupted."""
     name, *rest = words or ["help"]
     if name in ("help", "-h", "--help"):
@@ -224,7 +239,8 @@ def main(words: Sequence[str], project: Project = Project()) -> int:
         print(f"compdiff: {error}", file=sys.stderr)
         return 2
     except execute.Failed as error:
-        print(f"{error}\nkept with its output: {os.path.relpath(error.kept)}\nwhen mended, go on with: {command(request)}", file=sys.stderr)
+        kept = os.path.relpath(error.kept)
+        print(f"{error}\nkept with its output: {kept}\nwhen mended, go on with: {command(request)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nended; what was finished is kept. Go on with: {command(request)}", file=sys.stderr)

@@ -13,10 +13,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from compdiff import record
-from compdiff.config import SampleConfig
-from compdiff.diffusion import Denoiser, Diffusion
+from compdiff.attributes import AGE, AGE_THRESHOLDS
+from compdiff.config import Config, SampleConfig
+from compdiff.datasets import Data
+from compdiff.diffusion import Denoiser, Diffusion, step_back
 
 LABEL = "synthetic image, not a patient"
+UNTRAINED = "untrained"  # control: the base itself, text prompts without training
+DOWNSTREAM = ("text", "fairdiffusion", "hcn")  # the generators whose images train classifiers (notebook 07)
 
 
 def image_seed(run_seed: int, prompt_id: str) -> int:
@@ -53,7 +57,7 @@ def sample(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attrib
         else:
             unconditional, conditional = model.unet(torch.cat([scaled, scaled]), t, both).sample.chunk(2)
             prediction = unconditional + config.guidance * (conditional - unconditional)
-        z = scheduler.step(prediction, t, z, generator=generators, return_dict=False)[0]
+        z = step_back(scheduler, prediction, t, z, generators)
     return base.decode(z)
 
 
@@ -62,9 +66,11 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
     """One synthetic set: `folder`/images/<id>.png for every row, then samples.csv. Restarts where it stopped.
 
     `rows` holds id and the attribute columns; `checkpoint` is the sha256 of the weights. A folder made by other weights,
-    prompts or settings is made anew.
+    prompts or settings is made anew. ValueError when two rows share an id.
     """
     folder = Path(folder)
+    if not rows["id"].is_unique:
+        raise ValueError(f"{folder}: two rows share the id {rows['id'][rows['id'].duplicated()].iloc[0]!r}")
     made_of = record.sha256_json([checkpoint, method, seed, config.solver, config.sample_steps, config.guidance,
                                   rows["id"].tolist(), prompts, np.asarray(attributes).tolist()])  # fmt: skip
     table = rows.assign(prompt=prompts, seed=[image_seed(seed, i) for i in rows["id"]], method=method, checkpoint=checkpoint)
@@ -74,10 +80,13 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
         for old in (folder / "images").glob("*.png"):
             old.unlink()
         record.write_text(marker, made_of)
-    if not listing.exists():
-        missing = np.flatnonzero([not (folder / "images" / f"{i}.png").exists() for i in table["id"]])
+    for half_written in (folder / "images").glob(".*.png"):
+        half_written.unlink()
+    missing = np.flatnonzero([not (folder / "images" / f"{i}.png").exists() for i in table["id"]])
+    if len(missing) or not listing.exists():
         text, empty = base.tokenize(prompts), base.tokenize([""])[0]
-        for part in tqdm(np.split(missing, range(config.sample_batch, len(missing), config.sample_batch)), disable=not bar):
+        batches = [missing[i : i + config.sample_batch] for i in range(0, len(missing), config.sample_batch)]
+        for part in tqdm(batches, disable=not bar):
             seeds = table["seed"].iloc[part].tolist()
             images = sample(model, base, text[part], empty, torch.as_tensor(attributes)[part], seeds, config)
             for row, image in zip(part, images, strict=True):
@@ -98,3 +107,76 @@ def save_png(path: Path, image: np.ndarray) -> None:
 def read_images(folder: Path, ids: list[str]) -> np.ndarray:
     """Images of a synthetic set in the order of `ids`, uint8 [n, S, S]. FileNotFoundError names what is missing."""
     return np.stack([np.asarray(Image.open(Path(folder) / "images" / f"{i}.png").convert("L")) for i in ids])
+
+
+# --- which prompts a set is made of ------------------------------------------------------------------------------
+def set_names(method: str) -> tuple[str, ...]:
+    """The synthetic sets of a method; the large ones only for the generators of the downstream task."""
+    return ("test", "balanced", "train") if method in DOWNSTREAM else ("test",)
+
+
+def set_rows(data: Data, name: str, config: Config) -> pd.DataFrame:
+    """The rows of set `name`: id, patient, split, held_out, cell, age_years, attributes, findings, y_*.
+
+    test: every test and zero-shot row; train: every training row (ids of the real rows); balanced:
+    `config.sample.balanced_per_cell` rows of every cell. The same rows for all methods and training seeds.
+    """
+    keep = [c for c in data.table.columns if not c.startswith("true_")]  # those describe the real image
+    if name == "balanced":
+        return _balanced(data, config.sample.balanced_per_cell, config.data.data_seed)[keep]
+    splits = {"test": ("test", "zero_shot"), "train": ("train",)}
+    if name not in splits:
+        raise ValueError(f"unknown set {name!r}; known: test, train, balanced")
+    return data.table.loc[data.table["split"].isin(splits[name]), keep].reset_index(drop=True)
+
+
+def _balanced(data: Data, per_cell: int, seed: int) -> pd.DataFrame:
+    """`per_cell` rows of every cell; findings and labels of a training row of any cell, age of one in the same bin."""
+    train = data.rows("train")
+    rows = []
+    for index, cell in enumerate(data.schema.cells()):
+        rng = np.random.default_rng([seed, index])
+        who = data.schema.decode(cell)
+        donors = train.iloc[rng.integers(len(train), size=per_cell)].to_dict("records")
+        ages = _ages(train, who.get("age"), per_cell, rng)
+        for n, (donor, age) in enumerate(zip(donors, ages, strict=True)):
+            name, held = f"balanced-{index}-{n}", int(cell in data.manifest.held_out)
+            own = {"id": name, "patient": name, "split": "balanced", "held_out": held, "cell": index, "age_years": age}
+            rows.append({**donor, **who, **own})
+    return pd.DataFrame(rows)
+
+
+def _ages(train: pd.DataFrame, category: str | None, n: int, rng: np.random.Generator) -> list[int]:
+    """n ages in years from the training rows of an age bin (of all rows without one); its middle if it is empty."""
+    pool = train["age_years"] if category is None else train.loc[train["age"] == category, "age_years"]
+    if len(pool):
+        return rng.choice(pool.to_numpy(), size=n).tolist()
+    edges = (0, *AGE_THRESHOLDS, 90)
+    k = AGE.index(category)
+    return [(edges[k] + edges[k + 1]) // 2] * n
+
+
+def read_prompts(file: Path, data: Data) -> tuple[pd.DataFrame, list[str]]:
+    """A user's CSV (prompt, one column per attribute, repeats) -> rows with id and attributes, and their prompts.
+
+    Line i repeated r times gives the ids prompt<i>-0 ... prompt<i>-(r-1). The prompt is used as written. ValueError
+    names the line and column of what is missing, unknown or not a number of at least 1.
+    """
+    names = data.schema.names
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if missing := [c for c in ("prompt", *names, "repeats") if c not in table.columns]:
+        raise ValueError(f"{Path(file).name} lacks the columns {', '.join(missing)}")
+    rows, prompts = [], []
+    for line, entry in enumerate(table.to_dict("records"), start=2):
+        try:
+            cell = data.schema.encode(entry)
+        except ValueError as error:
+            raise ValueError(f"{Path(file).name}, line {line}: {error}") from None
+        if not entry["repeats"].isdecimal() or int(entry["repeats"]) < 1:
+            problem = f"repeats {entry['repeats']!r} is not a number of at least 1"
+            raise ValueError(f"{Path(file).name}, line {line}: {problem}")
+        for n in range(int(entry["repeats"])):
+            who = {"cell": data.schema.cells().index(cell), **data.schema.decode(cell)}
+            rows.append({"id": f"prompt{line - 1}-{n}", **who})
+            prompts.append(entry["prompt"])
+    return pd.DataFrame(rows), prompts

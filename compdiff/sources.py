@@ -5,16 +5,17 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from compdiff import record
 
-DOOR = ("run", "execute", "stages", "request", "sources")  # they decide what runs, not what comes out: no notebook's inputs
+# These decide what runs, not what comes out of it: no notebook's inputs.
+DOOR = ("run", "execute", "stages", "request", "sources")
 
 
 def code_cells(notebook: Path) -> list[str]:
-    """Sources of a notebook's code cells, without the cell that papermill may have injected. ValueError if unreadable."""
+    """Sources of a notebook's code cells, but not the one that papermill injects. ValueError if it is no notebook."""
     try:
         cells = json.loads(Path(notebook).read_text())["cells"]
     except (json.JSONDecodeError, KeyError) as error:
@@ -74,7 +75,7 @@ def files_of(name: str, package: Path) -> Iterator[Path]:
             return
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(path: Path, package: Path, modified: int) -> tuple[str, frozenset[str]]:
     """(hash, dotted names imported) of one module's file as it was at time `modified`."""
     inside = ".".join(path.parent.relative_to(package.parent).parts)

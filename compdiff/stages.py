@@ -1,4 +1,4 @@
-"""The stages of a run: one table, and for each stage of a dataset and seed what it depends on and whether it is done."""
+"""The stages of a run: one table, and for each step what it depends on and whether it is done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 
 import yaml
@@ -41,9 +40,9 @@ TRAINERS = ("02_train_hcn", "03_train_baselines", "04_fairdiffusion")
 STAGES: tuple[Stage, ...] = (
     Stage(
         "01_data_prep", "dataset", (),
-        outputs=("data/samples.csv", "data/index.json", "data/shards/*.tar", "latents/*.safetensors"), may_write=("base/**/*",),
-        parameters=("dataset", "profile", "data_root", "runs", "overrides"),
-        settings=("data", "base_model"), files=BASE,
+        outputs=("data/samples.csv", "data/index.json", "data/shards/*.tar", "latents/*.safetensors"),
+        may_write=("base/**/*",), parameters=("dataset", "profile", "data_root", "runs", "overrides"),
+        settings=("data", "base_model", "train"), files=BASE,
     ),
     Stage(
         "02_train_hcn", "seed", ("01_data_prep",), outputs=TRAINED, settings=("train", "hcn"), files=BASE,
@@ -58,8 +57,10 @@ STAGES: tuple[Stage, ...] = (
         trains=("fairdiffusion", "hcn_fairdiffusion"), loads=("fairdiffusion", "hcn"),
     ),
     Stage(
-        "05_generation", "seed", ("01_data_prep", *TRAINERS), settings=("sample",), files=BASE, loads=("hcn", "flat", "fairdiffusion"),
-        outputs=("seed{seed}/generated/{method}/*/samples.csv", "seed{seed}/generated/{method}/*/images/"),
+        "05_generation", "seed", ("01_data_prep", *TRAINERS), settings=("sample",), files=BASE,
+        loads=("hcn", "flat", "fairdiffusion"),
+        outputs=("seed{seed}/generated/{method}/*/samples.csv", "seed{seed}/generated/{method}/*/images/",
+                 "seed{seed}/generated/untrained/*/samples.csv"),
     ),
     Stage(
         "06_metrics", "seed", ("01_data_prep", "05_generation"), settings=("evaluate",), files=BASE,
@@ -72,7 +73,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "08_figures", "seeds", ("01_data_prep", *TRAINERS, "05_generation", "06_metrics", "07_downstream"),
         parameters=("dataset", "profile", "seeds", "runs", "methods", "figures"),
-        outputs=("table1.csv", "*.md", "*.tex", "*.svg", "*.png"), files=("compdiff/*.csv", "data_manifests/*.csv"), to_figures=True,
+        outputs=("table1.csv", "*.md", "*.tex", "*.svg", "*.png"), to_figures=True,
+        files=("compdiff/*.csv", "data_manifests/*.csv"),
     ),
 )  # fmt: skip
 
@@ -95,6 +97,9 @@ class Project:
             known = ", ".join(sorted(f.stem for f in self.manifests.glob("*.yaml")))
             raise ValueError(f"unknown dataset {dataset!r}; known: {known}")
         return yaml.safe_load(file.read_text())
+
+
+PROJECT = Project()
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,10 @@ class Step:
         """What the notebook is sent: exactly the names in Stage.parameters (strategies only when asked for)."""
         r = self.request
         known = {
-            "dataset": self.dataset, "profile": r.profile, "seed": self.seeds[0], "seeds": list(self.seeds), "runs": r.runs,
-            "data_root": self.data_root(), "overrides": dict(r.overrides), "methods": list(self.methods),
-            "strategies": list(r.strategies), "figures": os.path.relpath(self.figures, self.project.root),
+            "dataset": self.dataset, "profile": r.profile, "seed": self.seeds[0], "seeds": list(self.seeds),
+            "runs": r.runs, "data_root": self.data_root(), "overrides": dict(r.overrides),
+            "methods": list(self.methods), "strategies": list(r.strategies),
+            "figures": os.path.relpath(self.figures, self.project.root),
         }  # fmt: skip
         return {name: known[name] for name in self.stage.parameters if name != "strategies" or r.strategies}
 
@@ -213,7 +219,8 @@ class Step:
         if known is None:
             return ["not finished before"]
         now, then = self.inputs(upstream), known["inputs"]
-        changed = [describe(name, then.get(name), now.get(name)) for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
+        differing = [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
+        changed = [describe(name, then.get(name), now.get(name)) for name in differing]
         gone = [n for n, entry in known["outputs"].items() if not record.unchanged(self.base / n, entry)]
         gone += [] if self.executed.exists() else [self.executed.name]
         return changed + [f"{'changed' if (self.base / n).exists() else 'missing'}: {n}" for n in gone]
@@ -223,7 +230,7 @@ def describe(name: str, then: object, now: object) -> str:
     """One changed input in words; hashes are not worth printing."""
     if name.startswith(("setting ", "parameter ")):
         return f"{name}: {then} -> {now}"
-    return f"changed: {name}" if then is not None and now is not None else f"{'new' if then is None else 'gone'}: {name}"
+    return f"{'new' if then is None else 'gone' if now is None else 'changed'}: {name}"
 
 
 def folder_summary(folder: Path) -> str:
@@ -244,7 +251,8 @@ def steps(project: Project, request: Request) -> Iterator[Step]:
     """Every step of a request in order: dataset by dataset, stage by stage within a seed."""
     wanted = needed(project, request.stages)
     for dataset in request.datasets:
-        for scope, seeds in (("dataset", request.seeds), *product(["seed"], ((s,) for s in request.seeds)), ("seeds", request.seeds)):
+        each = [("seed", (seed,)) for seed in request.seeds]
+        for scope, seeds in (("dataset", request.seeds), *each, ("seeds", request.seeds)):
             for stage in project.stages:
                 step = Step(project, request, stage, dataset, seeds)
                 if stage.scope == scope and stage.name in wanted and (step.methods or not stage.trains):
@@ -270,4 +278,3 @@ def before(step: Step, others: list[Step]) -> list[Step]:
         if o.stage.name in step.stage.after and o.dataset == step.dataset
         and (o.stage.scope == "dataset" or set(o.seeds) & set(step.seeds))
     ]  # fmt: skip
-

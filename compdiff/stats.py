@@ -1,7 +1,8 @@
 """Intervals: bootstrap by PATIENT, weighted AUROC and average precision, seeds combined.
 
-Images of one patient are not independent, so whole patients are drawn. A resample is a row of counts (how often each image
-counts), and every statistic here takes an [R, n] matrix of counts, so that R resamples cost one array expression.
+Images of one patient are not independent, so whole patients are drawn. A resample is a row of counts (how often each
+image counts), and every statistic here takes an [R, n] matrix of counts, so that R resamples cost one array
+expression.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ class Resamples:
 
 
 def resample_patients(patients: np.ndarray, resamples: int, seed: int) -> Resamples:
-    """Draw the distinct patients with replacement, `resamples` times. Depends on the set of ids, not on the rows' order."""
+    """Draw the distinct patients with replacement, `resamples` times. Depends on the set of ids, not on the rows'
+    order."""
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
     return Resamples(draws, index)
 
 
-# --- weighted statistics: labels [n], scores [n], counts [R, n] -> [R] ---------------------------------------------------
+# --- weighted statistics: labels [n], scores [n], counts [R, n] -> [R] ------------------------------------------------
 def _steps(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weight of positives and of negatives at each distinct score, ascending: two arrays [R, distinct scores]."""
     order = np.argsort(score, kind="stable")
@@ -76,7 +78,8 @@ def _chunked(function: Callable, y: np.ndarray, score: np.ndarray, counts: np.nd
 
 
 def auroc(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-    """P(score of a positive > score of a negative) + half the ties, per row of counts -> [R]; NaN where a class is absent."""
+    """P(score of a positive > score of a negative) + half the ties, per row of counts -> [R]; NaN where a class is
+    absent."""
     return _chunked(_auroc, y, score, counts)
 
 
@@ -89,7 +92,8 @@ def _auroc(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def auprc(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-    """Average precision sum_k (R_k - R_{k-1}) P_k over distinct thresholds, per row of counts -> [R]; NaN without positives."""
+    """Average precision sum_k (R_k - R_{k-1}) P_k over distinct thresholds, per row of counts -> [R]; NaN without
+    positives."""
     return _chunked(_auprc, y, score, counts)
 
 
@@ -102,14 +106,15 @@ def _auprc(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def mean(values: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-    """Weighted mean of a per-image number [n] (1 = correct gives accuracy), per row of counts -> [R]; NaN where all counts are 0."""
+    """Weighted mean of a per-image number [n] (1 = correct gives accuracy), per row of counts -> [R]; NaN where all
+    counts are 0."""
     values = np.asarray(values, dtype=np.float64)
     counts = np.ones((1, len(values))) if counts is None else np.atleast_2d(counts)
     with np.errstate(invalid="ignore"):
         return counts @ values / counts.sum(1)
 
 
-# --- intervals -----------------------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Interval:
     value: float
@@ -118,7 +123,8 @@ class Interval:
 
 
 def percentile_interval(value: float, resampled: np.ndarray, level: float = 0.95) -> Interval:
-    """Percentile bootstrap interval. Undefined resamples are left out; if more than a tenth are, the interval is NaN."""
+    """Percentile bootstrap interval. Undefined resamples are left out; if more than a tenth are, the interval is
+    NaN."""
     good = resampled[np.isfinite(resampled)]
     if len(good) < 0.9 * len(resampled) or not len(good):
         return Interval(float(value), float("nan"), float("nan"))
@@ -135,16 +141,18 @@ def jeffreys(hits: float, trials: float, level: float = 0.95) -> Interval:
     return Interval((hits + 0.5) / (trials + 1), float(lo), float(hi))
 
 
-# --- bootstrap of image distances ----------------------------------------------------------------------------------------
+# --- bootstrap of image distances -------------------------------------------------------------------------------------
 def _by_patient(k: np.ndarray, ra: Resamples, rb: Resamples) -> np.ndarray:
     """Kernel [n, m] summed over the images of each pair of patients -> [P_a, P_b]."""
-    ga, gb = (sparse.csr_array((np.ones(len(r.patient)), (r.patient, np.arange(len(r.patient)))), (r.draws.shape[1], len(r.patient)))
-              for r in (ra, rb))  # fmt: skip
-    return np.asarray(ga @ (gb @ k.T).T)
+    # [P, n], 1 where the image is the patient's
+    member = [sparse.csr_array(np.arange(r.draws.shape[1])[:, None] == r.patient).astype(k.dtype) for r in (ra, rb)]
+    return member[0] @ (member[1] @ k.T).T
 
 
-def _pair_mean(k: np.ndarray, w: np.ndarray, v: np.ndarray, sizes_a: np.ndarray, sizes_b: np.ndarray, apart: bool) -> np.ndarray:
-    """Mean kernel over weighted pairs of images, w [R, P_a] and v [R, P_b]; `apart` leaves out pairs of one patient -> [R]."""
+def _pair_mean(
+    k: np.ndarray, w: np.ndarray, v: np.ndarray, sizes_a: np.ndarray, sizes_b: np.ndarray, apart: bool
+) -> np.ndarray:
+    """Mean kernel over weighted pairs of images, w [R, P_a] and v [R, P_b]; `apart` leaves out one patient's."""
     total = ((w @ k) * v).sum(1)
     pairs = (w @ sizes_a) * (v @ sizes_b)
     if apart:
@@ -156,10 +164,11 @@ def _pair_mean(k: np.ndarray, w: np.ndarray, v: np.ndarray, sizes_a: np.ndarray,
 def kid_bootstrap(a: np.ndarray, b: np.ndarray, ra: Resamples, rb: Resamples | None = None) -> tuple[float, np.ndarray]:
     """KID of features [n, d] and [m, d] over pairs of DIFFERENT patients -> (value, resampled values [R]).
 
-    The kernel is computed once; a resample weighs the pair (i, j) by c_i c_j. A patient drawn twice would put the same image in
-    the sample twice, and its pair with itself would bias the unbiased estimator upwards, so pairs within a patient are left out
-    (of the value too). With one image per patient the value is `metrics.kid`. rb = None: a and b are images of the same
-    patients, row by row of `ra` (generated from the prompts of b), drawn together; then the cross term leaves them out as well.
+    The kernel is computed once; a resample weighs the pair (i, j) by c_i c_j. A patient drawn twice would put the
+    same image in the sample twice, and its pair with itself would bias the unbiased estimator upwards, so pairs
+    within a patient are left out (of the value too). With one image per patient the value is `metrics.kid`. rb =
+    None: a and b are images of the same patients, row by row of `ra` (generated from the prompts of b), drawn
+    together; then the cross term leaves them out as well.
     """
     paired = rb is None
     rb = ra if paired else rb
@@ -169,7 +178,11 @@ def kid_bootstrap(a: np.ndarray, b: np.ndarray, ra: Resamples, rb: Resamples | N
     kaa, kbb, kab = (_by_patient(kernel(x, y), r, q) for x, y, r, q in ((a, a, ra, ra), (b, b, rb, rb), (a, b, ra, rb)))
     na, nb = (np.bincount(r.patient, minlength=r.draws.shape[1]).astype(float) for r in (ra, rb))
     w, v = (np.vstack([np.ones(r.draws.shape[1]), r.draws]) for r in (ra, rb))  # row 0: the sample itself
-    values = _pair_mean(kaa, w, w, na, na, True) + _pair_mean(kbb, v, v, nb, nb, True) - 2 * _pair_mean(kab, w, v, na, nb, paired)
+    values = (
+        _pair_mean(kaa, w, w, na, na, True)
+        + _pair_mean(kbb, v, v, nb, nb, True)
+        - 2 * _pair_mean(kab, w, v, na, nb, paired)
+    )
     return float(values[0]), values[1:]
 
 
@@ -181,11 +194,12 @@ def _half_of(patients: np.ndarray, key: dict) -> np.ndarray:
 
 def fid_interval(a: np.ndarray, b: np.ndarray, patients_a: np.ndarray, patients_b: np.ndarray, repeats: int, seed: int,
                  level: float = 0.95) -> Interval:  # fmt: skip
-    """FID with an interval from random halves of the patients, drawn WITHOUT replacement (the same halves where ids are shared).
+    """FID with an interval from random halves of the patients, drawn WITHOUT replacement (the same halves where ids
+    are shared).
 
-    Resampling with replacement repeats images, and FID, biased by sample size, would rise in every resample. Half-samples
-    without replacement have the variance of the full sample's statistic; their bias is removed by using their spread only:
-    FID +- z std(FID of halves).
+    Resampling with replacement repeats images, and FID, biased by sample size, would rise in every resample.
+    Half-samples without replacement have the variance of the full sample's statistic; their bias is removed by using
+    their spread only: FID +- z std(FID of halves).
     """
     patients_a, patients_b = np.asarray(patients_a), np.asarray(patients_b)
     names = sorted(set(patients_a.tolist()) | set(patients_b.tolist()))
@@ -197,8 +211,10 @@ def fid_interval(a: np.ndarray, b: np.ndarray, patients_a: np.ndarray, patients_
     return Interval(value, max(value - spread, 0.0), value + spread)
 
 
-# --- several methods, several seeds --------------------------------------------------------------------------------------
-def difference(value_a: float, resampled_a: np.ndarray, value_b: float, resampled_b: np.ndarray, level: float = 0.95) -> Interval:
+# --- several methods, several seeds -----------------------------------------------------------------------------------
+def difference(
+    value_a: float, resampled_a: np.ndarray, value_b: float, resampled_b: np.ndarray, level: float = 0.95
+) -> Interval:
     """Interval of a - b when both were resampled with the SAME patients; "within noise" means that it holds 0."""
     return percentile_interval(value_a - value_b, resampled_a - resampled_b, level)
 

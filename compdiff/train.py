@@ -104,16 +104,22 @@ def copy_into(params: dict[str, nn.Parameter], values: dict[str, Tensor]) -> Non
         p.copy_(values[name])
 
 
+def new_accelerator(config: TrainConfig) -> Accelerator:
+    """On the GPU where there is one; one process, or those that `accelerate launch` started."""
+    return Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+
+
 def train(config: Config, base: Diffusion, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter, folder: Path,
           columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None) -> Iterator[dict]:  # fmt: skip
     """Train one method; yields one dict per step (loss, penalties, grad_norm, lr; val_loss where validated).
 
     `conditioner` and `reweighter` are as in `interfaces`; the conditioner sees the attribute `columns` (default: all). Writes to `folder`: checkpoint.safetensors (all state; a run
     that finds it goes on from there), weights.safetensors (the best by validation loss), log.csv.
-    ValueError when the global batch does not split over processes and microbatches.
+    ValueError when the global batch does not split over processes and microbatches; FloatingPointError when a loss is
+    not finite.
     """
     c = config.train
-    accelerator = accelerator or Accelerator(mixed_precision=c.precision, cpu=not torch.cuda.is_available())
+    accelerator = accelerator or new_accelerator(c)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     share = c.batch // world
     micro = min(c.microbatch, share)
@@ -159,15 +165,17 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
 
         gathered = accelerator.gather(torch.cat(terms)).cpu()  # [batch, 1 + P], in the order of `rows`
         means = dict(zip(["loss", *penalties], gathered.mean(dim=0).tolist(), strict=True))
-        if not math.isfinite(means["loss"]):
-            raise FloatingPointError(f"loss is {means['loss']} at step {step + 1}: lower lr, or use precision=no")
+        if odd := [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]:
+            raise FloatingPointError(f"{', '.join(odd)} at step {step + 1}: lower lr, or use precision=no")
         if accelerator.is_main_process:  # one process decides
             reweighter.observe(gathered[:, 0], data.attributes[rows], whole.generator("sigma"), step)
-        reweighter.sigma = broadcast(reweighter.sigma)
+        reweighter.sigma = broadcast(reweighter.sigma.to(device)).cpu()
         row = {"step": step + 1, **means, "grad_norm": float(grad_norm), "lr": c.lr * learning_rate(step, c)}
         if (step + 1) % validate_every == 0 or step + 1 == c.steps:
             with ema.applied() if ema is not None else contextlib.nullcontext():
                 row["val_loss"] = validation_loss(model, base, valid, device)
+                if not math.isfinite(row["val_loss"]):
+                    raise FloatingPointError(f"val_loss is {row['val_loss']} at step {step + 1}: lower lr")
                 run.keep_best(row["val_loss"], step + 1)
         run.log.append(row)
         if (step + 1) % checkpoint_every == 0 or step + 1 == c.steps:
@@ -227,6 +235,8 @@ class Checkpoint:
             return 0
         with safe_open(path, framework="pt") as file:
             meta = json.loads(file.metadata()["state"])
+            if meta["best"]["step"] and not (self.folder / "weights.safetensors").exists():
+                return 0  # somebody removed the result: make it again
             tensors = {k: file.get_tensor(k) for k in file.keys()}
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
         copy_into(self.params, part("model."))
@@ -281,10 +291,12 @@ def load_weights(model: Denoiser, params: dict[str, nn.Parameter], path: Path) -
     model.eval()
 
 
-def inputs_hash(config: Config, base_sha256: str, data: Latents, conditioner: Conditioner, reweighter: Reweighter, columns, seed: int) -> str:
+def inputs_hash(config: Config, base_sha256: str, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter,
+                columns, seed: int) -> str:  # fmt: skip
     """Hash of all that decides the trained weights: settings, base, data, and the sources of the objects used."""
     digest = hashlib.sha256()
-    for tensor in (data.moments, data.text, data.attributes, *conditioner.state_dict().values()):
+    latents = [tensor for part in (data, valid) for tensor in (part.moments, part.text, part.attributes, part.empty)]
+    for tensor in (*latents, *conditioner.state_dict().values()):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     objects = [type(conditioner), type(reweighter)]
     code = sources.closure({o.__module__ for o in objects}, Path(__file__).parent)
@@ -300,22 +312,33 @@ def interactive() -> bool:
     return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
 
 
+def make_ready(folder: Path, wanted: str) -> None:
+    """Remove what other inputs than `wanted` made, and half-written files of a killed process."""
+    marker, made = folder / "inputs.json", ("checkpoint.safetensors", "weights.safetensors", "log.csv")
+    for stale in (path for name in made for path in folder.glob(f".{name}.*")):
+        stale.unlink()
+    if not marker.exists() or json.loads(marker.read_text())["inputs"] != wanted:
+        for old in made:
+            (folder / old).unlink(missing_ok=True)
+        record.write_json(marker, {"inputs": wanted})
+
+
 def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter,
         folder: Path, columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None) -> pd.DataFrame:  # fmt: skip
     """`train` to the end, unless `folder` already holds the result of the same inputs; returns the log.
 
     A folder with a half-finished run of the same inputs is continued; one of other inputs is started afresh.
     """
-    folder = Path(folder)
-    wanted = inputs_hash(config, base_sha256, data, conditioner, reweighter, columns, seed)
-    marker = folder / "inputs.json"
-    if not marker.exists() or json.loads(marker.read_text())["inputs"] != wanted:
-        for old in ("checkpoint.safetensors", "weights.safetensors", "log.csv"):
-            (folder / old).unlink(missing_ok=True)
-        record.write_json(marker, {"inputs": wanted})
-    bar = tqdm(total=config.train.steps, disable=not interactive(), unit="step", desc=folder.name)
+    folder, accelerator = Path(folder), accelerator or new_accelerator(config.train)
+    wanted = inputs_hash(config, base_sha256, data, valid, conditioner, reweighter, columns, seed)
+    if accelerator.is_main_process:
+        make_ready(folder, wanted)
+    accelerator.wait_for_everyone()
+    quiet = not (interactive() and accelerator.is_main_process)
+    bar = tqdm(total=config.train.steps, disable=quiet, unit="step", desc=folder.name)
     for row in train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator):
         bar.update(row["step"] - bar.n)
         bar.set_postfix(loss=f"{row['loss']:.3f}", images_per_s=f"{row['images_per_s']:.0f}")
     bar.close()
+    accelerator.wait_for_everyone()  # the main process has written the log
     return pd.read_csv(folder / "log.csv")

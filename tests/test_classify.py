@@ -16,7 +16,8 @@ QUICK = classify.Training(size=32, epochs=8, batch=16, lr=1e-2, balanced=True)
 
 
 def cohort(n, seed, share=0.5):
-    """Images [n, 32, 32] whose stripes show sex, whose brightness grows with age, and whose bright square is the label `spot`."""
+    """Images [n, 32, 32] whose stripes show sex, whose brightness grows with age, and whose bright square is the
+    label `spot`."""
     rng = np.random.default_rng(seed)
     years = rng.uniform(2, 95, n)
     female, spot = rng.random(n) < share, rng.random(n) < 0.4
@@ -25,8 +26,10 @@ def cohort(n, seed, share=0.5):
     x[spot, 12:20, 12:20] += 70
     images = np.clip(x + rng.normal(0, 8, x.shape), 0, 255).astype(np.uint8)
     bins = np.array(AGE.categories)[np.searchsorted([18, 40, 60, 80], years, side="right")]
-    table = pd.DataFrame({"id": [f"{seed}-{i}" for i in range(n)], "age": bins, "sex": np.where(female, "Female", "Male"),
-                          "age_years": years, "y_spot": spot.astype(int), "y_stage": np.where(spot, "late", "early")})  # fmt: skip
+    table = pd.DataFrame({"id": [f"{seed}-{i}" for i in range(n)], "age": bins, "age_years": years})
+    table["sex"] = np.where(female, "Female", "Male")
+    table["y_spot"] = spot.astype(int)
+    table["y_stage"] = np.where(spot, "late", "early")
     return images, table
 
 
@@ -60,7 +63,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(trained):
     assert min(losses) < 0.5 * losses[0]
     with torch.no_grad():
         logits = model.split(model.network(model.inputs(val_images)))
-    targets = {k: torch.as_tensor(v) for k, v in val_targets.items()}
+    targets = {k: torch.tensor(v) for k, v in val_targets.items()}
     priors = classify.log_priors(trained[1][1], heads, True)
     assert classify.loss_of(logits, targets, heads, priors).item() == pytest.approx(min(losses), rel=1e-4)
 
@@ -107,12 +110,23 @@ def test_balanced_training_finds_the_rare_class():
     for balanced in (True, False):
         model = classify.fit(*data, replace(QUICK, epochs=3, balanced=balanced), seed=0)
         called[balanced] = model.predict(test_images)["sex"][:, 1]
-    assert called[True][rare].mean() > called[False][rare].mean() + 0.1
+    # Where the truth is even, calls of a classifier trained at 4 % stay rarer than half unless the prior is taken out.
+    shift = [np.median(np.log(called[b] / (1 - called[b]))) for b in (True, False)]
+    assert shift[0] > shift[1] + 0.5 * np.log(0.96 / 0.04)
+    assert called[True][rare].mean() > called[False][rare].mean()
 
 
 def test_log_priors_and_loss_by_hand():
-    heads = {"c": classify.Head("category", ("a", "b", "z")), "l": classify.Head("binary", ("p", "q")), "n": classify.Head("number", ("n",), 50, 10)}
-    targets = {"c": np.array([0, 0, 0, 1]), "l": np.array([[1, 0], [0, 0], [0, 0], [0, 0]], dtype=np.float32), "n": np.full(4, 60, np.float32)}
+    heads = {
+        "c": classify.Head("category", ("a", "b", "z")),
+        "l": classify.Head("binary", ("p", "q")),
+        "n": classify.Head("number", ("n",), 50, 10),
+    }
+    targets = {
+        "c": np.array([0, 0, 0, 1]),
+        "l": np.array([[1, 0], [0, 0], [0, 0], [0, 0]], dtype=np.float32),
+        "n": np.full(4, 60, np.float32),
+    }
     priors = classify.log_priors(targets, heads, True)
     np.testing.assert_allclose(priors["c"], np.log([3.5 / 4, 1.5 / 4, 0.5 / 4]), rtol=1e-6)
     np.testing.assert_allclose(priors["l"], np.log([1.5 / 3.5, 0.5 / 4.5]), rtol=1e-6)
@@ -120,7 +134,9 @@ def test_log_priors_and_loss_by_hand():
     logits = {"c": torch.zeros(4, 3), "l": torch.zeros(4, 2), "n": torch.zeros(4, 1)}
     plain = classify.log_priors(targets, heads, False)
     expected = np.log(3) + 2 * np.log(2) + 1.0  # (60 - 50) / 10, squared
-    assert classify.loss_of(logits, {k: torch.tensor(v) for k, v in targets.items()}, heads, plain).item() == pytest.approx(expected, rel=1e-6)
+    assert classify.loss_of(
+        logits, {k: torch.tensor(v) for k, v in targets.items()}, heads, plain
+    ).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_augmentation_shifts_by_whole_pixels_and_flips_only_when_asked():
@@ -131,10 +147,14 @@ def test_augmentation_shifts_by_whole_pixels_and_flips_only_when_asked():
     moved = classify.augment(x, replace(still, shift=0.25))
     torch.testing.assert_close(moved, moved.round(), atol=1e-3, rtol=0)
     assert len({float(m[0, 4, 4].round()) for m in moved}) > 5
-    assert all(torch.allclose((m[0, :, 1:] - m[0, :, :-1]).clamp(max=0), torch.zeros(8, 7), atol=1e-3) for m in moved)  # none mirrored
+    assert all(
+        torch.allclose((m[0, :, 1:] - m[0, :, :-1]).clamp(max=0), torch.zeros(8, 7), atol=1e-3) for m in moved
+    )  # none mirrored
     flipped = classify.augment(x, replace(still, flip=True))
     mirrored = [torch.allclose(m, x[0].flip(-1), atol=1e-3) for m in flipped]
-    assert 5 < sum(mirrored) < 35 and all(torch.allclose(m, x[0], atol=1e-3) for m, f in zip(flipped, mirrored, strict=True) if not f)
+    assert 5 < sum(mirrored) < 35 and all(
+        torch.allclose(m, x[0], atol=1e-3) for m, f in zip(flipped, mirrored, strict=True) if not f
+    )
     turned = classify.augment(x, replace(still, rotate=15))
     assert turned.shape == x.shape and not torch.allclose(turned, x, atol=0.5)
 
@@ -155,12 +175,22 @@ def test_the_papers_network_takes_the_same_road():
     network = classify.NETWORKS["densenet121"](7).eval()
     assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 7)
     recipe = classify.RECIPES["downstream_paper"]
-    assert (recipe.network, recipe.size, recipe.lr, recipe.batch, recipe.epochs, recipe.patience) == ("densenet121", 224, 1e-4, 32, 100, 20)
+    assert (recipe.network, recipe.size, recipe.lr, recipe.batch, recipe.epochs, recipe.patience) == (
+        "densenet121",
+        224,
+        1e-4,
+        32,
+        100,
+        20,
+    )
 
 
 def test_strategies_assemble_real_patients_and_generated_sets():
     real = (np.arange(8, dtype=np.uint8).reshape(8, 1, 1), {"sex": np.arange(8)})
-    synthetic = {"train": (np.full((3, 1, 1), 100, np.uint8), {"sex": np.full(3, 1)}), "balanced": (np.full((2, 1, 1), 200, np.uint8), {"sex": np.zeros(2)})}
+    synthetic = {
+        "train": (np.full((3, 1, 1), 100, np.uint8), {"sex": np.full(3, 1)}),
+        "balanced": (np.full((2, 1, 1), 200, np.uint8), {"sex": np.zeros(2)}),
+    }
     patients = np.repeat(["a", "b", "c", "d"], 2)
     sizes = {}
     for name, strategy in downstream.STRATEGIES.items():

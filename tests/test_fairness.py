@@ -79,7 +79,9 @@ def test_underdiagnosis_counts_ill_patients_called_healthy():
     rate = fairness.underdiagnosis(truth, called)
     assert (rate.negatives, rate.note) == (24, "")
     assert rate.interval.value == pytest.approx((3 + 0.5) / (24 + 1))
-    assert (rate.interval.lo, rate.interval.hi) == pytest.approx(scipy_stats.beta(3.5, 21.5).ppf([0.025, 0.975]).tolist())
+    assert (rate.interval.lo, rate.interval.hi) == pytest.approx(
+        scipy_stats.beta(3.5, 21.5).ppf([0.025, 0.975]).tolist()
+    )
 
 
 def test_small_groups_are_marked_and_keep_their_numbers():

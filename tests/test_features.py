@@ -1,4 +1,5 @@
-"""The EfficientNet-Lite0 extractor: real weights, golden feature, sensible classes, cache, and what happens without weights."""
+"""The EfficientNet-Lite0 extractor: real weights, golden feature, sensible classes, cache, and what happens without
+weights."""
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ GOLDEN_MEAN = [0.241175, 0.334626]
 
 @pytest.mark.parametrize(("picture", "imagenet_class"), [("china.jpg", 698), ("flower.jpg", 985)])
 def test_the_classifier_names_photographs(picture, imagenet_class):
-    """698 = palace, 985 = daisy: architecture, key mapping, padding and normalisation are those of the published weights."""
+    """698 = palace, 985 = daisy: architecture, key mapping, padding and normalisation are those of the published
+    weights."""
     photo = Image.fromarray(load_sample_image(picture))
     w, h = photo.size
     s = min(w, h)
@@ -71,7 +73,11 @@ def test_batches_do_not_matter():
 
 def test_cache_is_keyed_by_content(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(features, "extract", lambda images, *a: calls.append(a) or images.reshape(len(images), -1)[:, :4].astype(np.float32))
+    monkeypatch.setattr(
+        features,
+        "extract",
+        lambda images, *a: calls.append(a) or images.reshape(len(images), -1)[:, :4].astype(np.float32),
+    )
     images, file = pattern(3, 32), tmp_path / "sub" / "test.npz"
     first = features.cached(file, images, size=64)
     np.testing.assert_array_equal(features.cached(file, images, size=64), first)

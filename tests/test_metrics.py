@@ -30,7 +30,12 @@ def with_exact_moments(rng, n, mean, cov):
 
 def test_fid_of_diagonal_gaussians_is_the_closed_form():
     rng = np.random.default_rng(0)
-    mean_a, mean_b, var_a, var_b = rng.normal(size=6), rng.normal(size=6), rng.uniform(0.5, 2, 6), rng.uniform(0.5, 2, 6)
+    mean_a, mean_b, var_a, var_b = (
+        rng.normal(size=6),
+        rng.normal(size=6),
+        rng.uniform(0.5, 2, 6),
+        rng.uniform(0.5, 2, 6),
+    )
     a, b = with_exact_moments(rng, 40, mean_a, np.diag(var_a)), with_exact_moments(rng, 70, mean_b, np.diag(var_b))
     expected = np.sum((mean_a - mean_b) ** 2) + np.sum((np.sqrt(var_a) - np.sqrt(var_b)) ** 2)
     assert metrics.fid(a, b) == pytest.approx(expected, rel=1e-9)
@@ -73,7 +78,9 @@ def test_fid_rises_for_small_samples_and_matched_fid_does_not_depend_on_group_si
     assert metrics.fid(small, real) > 2 * metrics.fid(large, real)  # the bias that size matching removes
     at_30 = [metrics.matched_fid(x, real, 30, 40, seed=0).mean() for x in (small, large)]
     assert at_30[0] == pytest.approx(at_30[1], rel=0.15)
-    np.testing.assert_array_equal(metrics.matched_fid(large, real, 30, 3, seed=5), metrics.matched_fid(large, real, 30, 3, seed=5))
+    np.testing.assert_array_equal(
+        metrics.matched_fid(large, real, 30, 3, seed=5), metrics.matched_fid(large, real, 30, 3, seed=5)
+    )
     with pytest.raises(ValueError, match="common size 50"):
         metrics.matched_fid(small, real, 50, 1, seed=0)
 
@@ -158,7 +165,8 @@ def test_ms_ssim_matches_torchmetrics(size, scales):
     x, y = (torch.tensor(v, dtype=torch.float64)[:, None] for v in (a, b))
     whole = reference_ms_ssim(x, y, data_range=255.0, betas=tuple(betas), normalize="relu", reduction="none").numpy()
     np.testing.assert_allclose(metrics.ms_ssim(a, b, scales), whole, atol=0.05)  # the border, see below
-    # torchmetrics 1.9 crops the reflected border from every scale but the last; Wang et al. use valid windows throughout.
+    # torchmetrics 1.9 crops the reflected border from every scale but the last; Wang et al. use valid windows
+    # throughout.
     terms = []
     for _ in betas:
         options = {"data_range": 255.0, "reduction": "none"}

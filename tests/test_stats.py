@@ -11,7 +11,12 @@ from compdiff import metrics, stats
 
 
 @settings(max_examples=80, deadline=None)
-@given(seed=st.integers(0, 10_000), n=st.integers(2, 60), levels=st.integers(1, 12), dtype=st.sampled_from(["float32", "int64"]))
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(2, 60),
+    levels=st.integers(1, 12),
+    dtype=st.sampled_from(["float32", "int64"]),
+)
 def test_weighted_auroc_and_auprc_are_scikit_learns_with_ties_and_integer_weights(seed, n, levels, dtype):
     rng = np.random.default_rng(seed)
     y, score = rng.integers(0, 2, n), rng.integers(0, levels, n) / levels
@@ -51,7 +56,9 @@ def test_patient_bootstrap_is_a_plain_loop_over_the_same_draws():
     for draw in resamples.draws:
         drawn = np.repeat(names, draw)
         assert len(drawn) == len(names)
-        rows = np.concatenate([np.flatnonzero(patients == p) for p in drawn])  # every image of a patient, each time it is drawn
+        rows = np.concatenate(
+            [np.flatnonzero(patients == p) for p in drawn]
+        )  # every image of a patient, each time it is drawn
         expected.append((roc_auc_score(y[rows], score[rows]), score[rows].mean()))
     np.testing.assert_allclose(stats.auroc(y, score, resamples.counts()), [e[0] for e in expected], atol=1e-6)
     np.testing.assert_allclose(stats.mean(score, resamples.counts()), [e[1] for e in expected], atol=1e-6)
@@ -99,7 +106,12 @@ def plain_kid_apart(a, b, pa, pb, paired):
     d = a.shape[1]
 
     def average(x, y, px, py, apart):
-        values = [(u @ v / d + 1) ** 3 for u, p in zip(x, px, strict=True) for v, q in zip(y, py, strict=True) if not (apart and p == q)]
+        values = [
+            (u @ v / d + 1) ** 3
+            for u, p in zip(x, px, strict=True)
+            for v, q in zip(y, py, strict=True)
+            if not (apart and p == q)
+        ]
         return np.mean(values)
 
     return average(a, a, pa, pa, True) + average(b, b, pb, pb, True) - 2 * average(a, b, pa, pb, paired)
@@ -129,7 +141,9 @@ def test_kid_bootstrap_of_single_images_starts_from_kid_and_is_centred_on_it():
     value, resampled = stats.kid_bootstrap(a, b, ra, rb)
     assert value == pytest.approx(metrics.kid(a, b), rel=1e-9)
     assert abs(resampled.mean() - value) < 4 * resampled.std() / 20
-    naive = np.mean([metrics.kid(np.repeat(a, i, axis=0), np.repeat(b, j, axis=0)) for i, j in zip(ra.draws, rb.draws, strict=True)])
+    naive = np.mean(
+        [metrics.kid(np.repeat(a, i, axis=0), np.repeat(b, j, axis=0)) for i, j in zip(ra.draws, rb.draws, strict=True)]
+    )
     assert naive - value > 4 * resampled.std() / 20  # what repeating images does to an unbiased estimator
 
 

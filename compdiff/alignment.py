@@ -1,0 +1,104 @@
+"""06. Do the images show what was asked for? By judges (attributes, age, findings) and, on phantoms, by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from compdiff import fairness, stats
+from compdiff.evaluate import ImageSet, Key, Reference, draws, result
+
+JUDGE = "judge"  # the extractor column of these rows
+
+
+def correct(predicted: Mapping[str, np.ndarray], rows: pd.DataFrame, ref: Reference) -> dict[str, np.ndarray]:
+    """{attribute: 0/1 [n]}: is the judge's most likely category the requested one?"""
+    return {a.name: (predicted[a.name].argmax(1) == rows[a.name].map(a.index).to_numpy()).astype(float) for a in ref.schema.attributes}
+
+
+def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...], resamples: int,
+              seed: int) -> list[dict]:  # fmt: skip
+    """Accuracy of each attribute ("accuracy:sex") and their mean ("accuracy"), "age RMSE" in years, "AUROC:<finding>" overall.
+
+    predicted: of one judge, per head (classify.Model.predict); `labels` names the columns of its head "labels". All against the
+    REQUEST of each image. Groups: overall, categories, held_out; cells for the mean accuracy only.
+    """
+    rows = ref.rows.iloc[s.at].reset_index(drop=True)
+    counts = draws(s, ref, resamples, seed)[0].counts()
+    hits = correct(predicted, rows, ref)
+    hits = {"accuracy": np.mean(list(hits.values()), axis=0)} | {f"accuracy:{name}": h for name, h in hits.items()}
+    squared = (predicted["age_years"] - rows["age_years"].to_numpy(float)) ** 2
+    out = []
+    for key, whole in ref.masks.items():
+        mask = whole[s.at]
+        if not mask.any():
+            continue
+        n = int(mask.sum())
+        here = dict(n=n, n_ref=0, extractor=JUDGE, note=fairness.images_note(n))
+        for metric, h in hits.items() if key[0] != "cell" else [("accuracy", hits["accuracy"])]:
+            interval = stats.percentile_interval(h[mask].mean(), stats.mean(h[mask], counts[:, mask]))
+            out.append(result("alignment", s.method, key, metric, interval, **here))
+        if key[0] != "cell":
+            roots = np.sqrt(stats.mean(squared[mask], counts[:, mask]))
+            interval = stats.percentile_interval(np.sqrt(squared[mask].mean()), roots)
+            out.append(result("alignment", s.method, key, "age RMSE", interval, **here))
+    return out + findings(s, rows, predicted, labels, counts)
+
+
+def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...], counts: np.ndarray) -> list[dict]:
+    """AUROC of each requested 0/1 finding."""
+    out = []
+    for j, label in enumerate(labels):
+        y, p = rows[f"y_{label}"].to_numpy(), predicted["labels"][:, j]
+        note = fairness.auroc_note(y)
+        value = None if note else stats.percentile_interval(float(stats.auroc(y, p)[0]), stats.auroc(y, p, counts))
+        out.append(result("alignment", s.method, ("overall", ""), f"AUROC:{label}", value, len(y), 0, JUDGE, note))
+    return out
+
+
+def accuracy_differences(sets: list[ImageSet], ref: Reference, predicted: Mapping[str, Mapping[str, np.ndarray]], resamples: int,
+                         seed: int) -> list[dict]:  # fmt: skip
+    """Mean accuracy of each set minus that of each later one, over the same resampled patients. predicted: by method."""
+    everyone = {}
+    for s in sets:
+        h = np.mean(list(correct(predicted[s.method], ref.rows.iloc[s.at], ref).values()), axis=0)
+        everyone[s.method] = (h.mean(), stats.mean(h, draws(s, ref, resamples, seed)[0].counts()))
+    names = list(everyone)
+    return [result("difference", a, ("overall", ""), f"accuracy minus {b}", stats.difference(*everyone[a], *everyone[b]), len(ref.rows),
+                   0, JUDGE) for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
+
+
+# --- measured ------------------------------------------------------------------------------------------------------------
+def correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pearson correlation of x and y [n] per row of counts [R, n] -> [R]; 0 where one of them is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    mx, my = stats.mean(x, counts), stats.mean(y, counts)
+    cov = stats.mean(x * y, counts) - mx * my
+    spread = np.sqrt(np.maximum((stats.mean(x * x, counts) - mx**2) * (stats.mean(y * y, counts) - my**2), 0))
+    return np.divide(cov, spread, out=np.zeros_like(cov), where=spread > 1e-12)
+
+
+def measured(s: ImageSet, ref: Reference, theirs: pd.DataFrame, real: pd.DataFrame, resamples: int, seed: int) -> list[dict]:
+    """Each parameter measured on the images against the same measurement of the real image of each request.
+
+    theirs, real: `evaluate.measure` of the set and of the reference. "r:<parameter>" and "MAE:<parameter>"; groups: overall, held out
+    or seen. Two patients of one request differ by their own scatter, so the control real_train shows what can be reached.
+    """
+    counts = draws(s, ref, resamples, seed)[0].counts()
+    keys: list[Key] = [k for k in ref.masks if k[0] in ("overall", "held_out")]
+    out = []
+    for name in real:
+        x, y = theirs[name].to_numpy(float), real[name].to_numpy(float)[s.at]
+        for key in keys:
+            mask = ref.masks[key][s.at]
+            n = int(mask.sum())
+            if n < 2:
+                continue
+            c, here = counts[:, mask], dict(n=n, n_ref=n, extractor="pixels", note=fairness.images_note(n))
+            r = correlation(x[mask], y[mask], np.vstack([np.ones(n), c]))
+            error = np.abs(x - y)[mask]
+            out += [result("measured", s.method, key, f"r:{name}", stats.percentile_interval(r[0], r[1:]), **here),
+                    result("measured", s.method, key, f"MAE:{name}", stats.percentile_interval(error.mean(), stats.mean(error, c)), **here)]  # fmt: skip
+    return out

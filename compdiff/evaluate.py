@@ -1,0 +1,295 @@
+"""06. Image sets -> tidy result rows (record.RESULT_COLUMNS without dataset and seed). Assembles; every metric lives elsewhere.
+
+Every set lies row by row beside the real image of the same request: image i of a set answers the prompt of reference row at[i].
+So one table of groups serves all sets, and every number of a group compares images of the SAME cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from compdiff import fairness, metrics, phantoms, sample, stats
+from compdiff.attributes import Schema
+from compdiff.datasets import Data
+from compdiff.stats import Interval, Resamples
+
+CONTROLS = {  # in the order of the tables
+    "real_train": "other real images of the same cell: the floor",
+    "vae": "the real test images through the VAE: the ceiling of every latent model",
+    "copy": "training images handed out as if generated",
+    "shuffled": "a method's images, permuted over the requests",
+    "untrained": "the base model, never trained on attributes",
+}
+REPEATS = 5  # random subsets of a size-matched FID
+PAIRS_PER_CELL = 4  # images per request whose pairs measure diversity
+LARGE = 1000  # reference images from which several images per patient are no obstacle to subgroup FIDs
+Features = Callable[[str, np.ndarray], np.ndarray]  # (name, uint8 [n, S, S]) -> float32 [n, d], e.g. features.cached
+Key = tuple[str, str]  # (group_kind, group)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real images that the requests were taken from, with the masks of all groups."""
+
+    rows: pd.DataFrame
+    images: np.ndarray  # uint8 [n, S, S]
+    features: np.ndarray  # float32 [n, d]
+    masks: Mapping[Key, np.ndarray]  # (group_kind, group) -> bool [n]
+    schema: Schema
+    extractor: str = "lite0"
+
+    @property
+    def patients(self) -> np.ndarray:
+        return self.rows["patient"].to_numpy()
+
+    @property
+    def subgroup_fid(self) -> bool:
+        """FID of parts only where each image is another patient's, or images abound; few patients: overall FID and KID."""
+        return self.rows["patient"].is_unique or len(self.rows) >= LARGE
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to judge. `at` [n] are the rows of the reference whose request each answers."""
+
+    method: str
+    images: np.ndarray  # uint8 [n, S, S]
+    features: np.ndarray  # float32 [n, d]
+    patients: np.ndarray  # [n] whose image, or whose prompt
+    at: np.ndarray  # int64 [n]
+    prompts: np.ndarray | None = None  # [n] of a generated set
+
+
+# --- image sets ----------------------------------------------------------------------------------------------------------
+def reference(data: Data, features: Features, extractor: str = "lite0") -> Reference:
+    """Real images of split test, and of zero_shot where the dataset has it."""
+    rows = data.table[data.table["split"].isin(["test", "zero_shot"])].reset_index(drop=True)
+    images = data.images(rows)
+    return Reference(rows, images, features("real_test", images), data.group_masks(rows), data.schema, extractor)
+
+
+def table(rows: Sequence[dict], metrics: Sequence[str], key: Key = ("overall", "")) -> pd.DataFrame:
+    """Values of one group as a small table: a row per method, a column per metric; ineligible values are empty."""
+    frame = pd.DataFrame([r for r in rows if (r["group_kind"], r["group"]) == key and r["metric"] in metrics])
+    order = list(dict.fromkeys(frame["method"]))
+    return frame.pivot(index="method", columns="metric", values="value").reindex(index=order, columns=list(metrics))
+
+
+def within_noise(rows: Sequence[dict]) -> list[str]:
+    """One sentence for each difference: above or below, or within noise (its interval holds 0)."""
+    out = []
+    for r in rows:
+        metric, other = r["metric"].split(" minus ")
+        verdict = "within noise of" if r["lo"] <= 0 <= r["hi"] else "above" if r["value"] > 0 else "below"
+        where = f"{r['setting']} with " if r["setting"] not in ("test", "1a") and r["stage"] == "difference" else ""
+        out.append(f"{metric}: {where}{r['method']} is {verdict} {other} ({r['value']:+.3g}, {r['lo']:+.3g} to {r['hi']:+.3g})")
+    return out
+
+
+def read_rows(folder: Path) -> pd.DataFrame:
+    """samples.csv of a generated set. FileNotFoundError names the notebook that makes it."""
+    file = Path(folder) / "samples.csv"
+    if not file.is_file():
+        raise FileNotFoundError(f"{'/'.join(file.parts[-4:])} is not there: run notebook 05_generation")
+    return pd.read_csv(file, dtype={"id": str, "patient": str, "prompt": str}, keep_default_na=False)
+
+
+def generated(method: str, folder: Path, ref: Reference, features: Features) -> ImageSet:
+    """A generated set, each image beside the real one with its id. ValueError for ids that the reference does not have."""
+    rows = read_rows(folder)
+    at = pd.Index(ref.rows["id"]).get_indexer(rows["id"])
+    if (at < 0).any():
+        raise ValueError(f"{method}: {int((at < 0).sum())} of {len(at)} images answer no prompt of the real test set")
+    images = sample.read_images(folder, rows["id"].tolist())
+    return ImageSet(method, images, features(method, images), ref.patients[at], at, rows["prompt"].to_numpy())
+
+
+def real_test(ref: Reference) -> ImageSet:
+    """The reference beside itself: the judges' own score, and the share of suspected copies that chance gives."""
+    return ImageSet("real_test", ref.images, ref.features, ref.patients, np.arange(len(ref.rows)))
+
+
+def reconstructed(ref: Reference, decode: Callable[[np.ndarray], np.ndarray], features: Features) -> ImageSet:
+    """Control vae: the reference through `decode` (encode and decode again)."""
+    images = decode(ref.images)
+    return ImageSet("vae", images, features("vae", images), ref.patients, np.arange(len(ref.rows)))
+
+
+def shuffled(source: ImageSet, seed: int) -> ImageSet:
+    """Control shuffled: the same images, handed to requests in random order, so that no attribute follows its request."""
+    order = np.random.default_rng(seed).permutation(len(source.at))
+    return replace(source, method="shuffled", images=source.images[order], features=source.features[order], prompts=None)
+
+
+def copies(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np.ndarray, seed: int) -> ImageSet:
+    """Control copy: for each request a random training image of its cell, or of the nearest cell that has training images.
+
+    Nearest: most attributes in common, then the smallest difference of the first attribute's (age) position.
+    """
+    rng = np.random.default_rng(seed)
+    have, want = (np.array([ref.schema.encode(r) for r in t[list(ref.schema.names)].to_dict("records")]) for t in (train, ref.rows))
+    chosen = np.empty(len(want), dtype=np.int64)
+    for i, cell in enumerate(want):
+        unlike = (have != cell).sum(1) + np.abs(have[:, 0] - cell[0]) / (10 * len(ref.schema.attributes[0]))
+        chosen[i] = rng.choice(np.flatnonzero(unlike == unlike.min()))
+    patients = train["patient"].to_numpy()[chosen]
+    return ImageSet("copy", images[chosen], features[chosen], patients, np.arange(len(want)))
+
+
+def real_train(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np.ndarray, seed: int) -> ImageSet:
+    """Control real_train: each training image beside one test image of its cell, none used twice; held-out cells stay empty.
+
+    The training set is long-tailed and a phantom test set balanced: without matching, their distance would be that of the cells.
+    """
+    rng = np.random.default_rng(seed)
+    chosen, at = [], []
+    for (kind, _), mask in ref.masks.items():
+        if kind == "cell" and mask.any():
+            here = np.flatnonzero((train["cell"] == ref.rows["cell"][mask].iloc[0]).to_numpy())
+            there = np.flatnonzero(mask)
+            n = min(len(here), len(there))
+            chosen.append(rng.permutation(here)[:n])
+            at.append(rng.permutation(there)[:n])
+    chosen, at = np.concatenate(chosen), np.concatenate(at)
+    return ImageSet("real_train", images[chosen], features[chosen], train["patient"].to_numpy()[chosen], at)
+
+
+# --- quality -------------------------------------------------------------------------------------------------------------
+def result(stage: str, method: str, key: Key, metric: str, value: float | Interval | None, n: int, n_ref: int, extractor: str = "",
+           note: str = "", setting: str = "test") -> dict:  # fmt: skip
+    """One row; a plain number has no interval, None (with a note) no value."""
+    interval = value if isinstance(value, Interval) else Interval(np.nan if value is None else float(value), np.nan, np.nan)
+    return {"stage": stage, "method": method, "setting": setting, "group_kind": key[0], "group": key[1], "metric": metric,
+            "value": interval.value, "lo": interval.lo, "hi": interval.hi, "n": n, "n_ref": n_ref, "extractor": extractor,
+            "note": note}  # fmt: skip
+
+
+def draws(s: ImageSet, ref: Reference, resamples: int, seed: int) -> tuple[Resamples, Resamples]:
+    """Resampled patients of a set and of its reference rows; the same draws where they are the same patients."""
+    theirs = ref.patients[s.at]
+    same = set(s.patients) == set(theirs)
+    return stats.resample_patients(s.patients, resamples, seed if same else seed + 1), stats.resample_patients(theirs, resamples, seed)
+
+
+def kid_of(s: ImageSet, ref: Reference, mask: np.ndarray, ra: Resamples, rb: Resamples) -> tuple[float, np.ndarray]:
+    """KID of the images in `mask` [n], with its resampled values; row-by-row patients are drawn together."""
+    paired = np.array_equal(s.patients, ref.patients[s.at])
+    a, b = s.features[mask], ref.features[s.at][mask]
+    return stats.kid_bootstrap(a, b, ra.rows(mask), None if paired else rb.rows(mask))
+
+
+def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
+    """FID, KID, precision, recall and MS-SSIM of one set, overall and per group; FID intervals overall only (half-samples)."""
+    ra, rb = draws(s, ref, resamples, seed)
+    real = ref.features[s.at]
+    out = []
+    for key, whole in ref.masks.items():
+        mask = whole[s.at]
+        n, a, b = int(mask.sum()), s.features[mask], real[mask]
+        here = dict(n=n, n_ref=n, extractor=ref.extractor)
+        note = fairness.images_note(n)
+        if not note and key[0] != "overall" and not ref.subgroup_fid:
+            note = f"ineligible: {len(set(ref.patients))} patients in all"
+        if key[0] == "overall" and not note:
+            repeats = max(10, resamples // 4)
+            value = stats.fid_interval(a, b, s.patients[mask], ref.patients[s.at][mask], repeats, seed)
+        else:
+            value = None if note else metrics.fid(a, b)
+        out.append(result("quality", s.method, key, "FID", value, note=note, **here))
+        few = f"ineligible: n = {n} < 2" if n < 2 else ""
+        value = None if few else stats.percentile_interval(*kid_of(s, ref, mask, ra, rb))
+        out.append(result("quality", s.method, key, "KID", value, note=few or fairness.images_note(n), **here))
+        if key[0] != "cell":
+            pair = (None, None) if fairness.images_note(n) else metrics.precision_recall(b, a)
+            out += [result("quality", s.method, key, m, v, note=fairness.images_note(n), **here)
+                    for m, v in zip(("precision", "recall"), pair, strict=True)]  # fmt: skip
+    return out + matched(s, ref, seed) + similarity(s, ref, ra)
+
+
+def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
+    """FID of every attribute's categories and of the whole at ONE number of images, the smallest eligible category's."""
+    sizes = {k: int(m[s.at].sum()) for k, m in ref.masks.items() if k[0] in (*ref.schema.names, "overall")}
+    fitting = {k: n for k, n in sizes.items() if not fairness.images_note(n)}
+    if not ref.subgroup_fid or not fitting:
+        return []
+    n, real = min(fitting.values()), ref.features[s.at]
+    return [result("quality", s.method, k, "FID-matched", metrics.matched_fid(s.features[m], real[m], n, REPEATS, seed).mean(), n, n,
+                   ref.extractor, f"mean of {REPEATS} random subsets of {n}") for k in fitting for m in (ref.masks[k][s.at],)]  # fmt: skip
+
+
+def similarity(s: ImageSet, ref: Reference, ra: Resamples) -> list[dict]:
+    """MS-SSIM with the real image of the same request, per group, and among images of one request (lower = more diverse)."""
+    name, scales = metrics.ms_ssim_variant(s.images.shape[-1])
+    values, counts = metrics.ms_ssim(s.images, ref.images[s.at], scales), ra.counts()
+    out = []
+    for key, whole in ref.masks.items():
+        mask = whole[s.at]
+        if key[0] != "cell" and mask.any():
+            interval = stats.percentile_interval(values[mask].mean(), stats.mean(values[mask], counts[:, mask]))
+            out.append(result("quality", s.method, key, f"{name} paired", interval, int(mask.sum()), int(mask.sum()), "pixels"))
+    request, note = s.prompts, "images of one prompt"
+    if request is None or len(set(request)) > 0.75 * len(request):
+        request, note = ref.rows["cell"].to_numpy()[s.at], "images of one cell: prompts do not repeat"
+    first = pd.Series(request).groupby(request).cumcount().to_numpy() < PAIRS_PER_CELL
+    means = metrics.ms_ssim_intra(s.images[first], request[first], scales)
+    value = float(means.mean()) if len(means) else None
+    return [*out, result("quality", s.method, ("overall", ""), f"{name} intra-prompt", value, int(first.sum()), 0, "pixels", note)]
+
+
+def equity(rows: Sequence[dict], names: Sequence[str], metric: str) -> list[dict]:
+    """ES-<metric> per attribute (mean, and "-sum") from the rows of ONE set; absent, with a note, unless every category counts.
+
+    ES = M (1 + mean_a |M_a - M| / M); categories without any image are no part of the comparison.
+    """
+    rows = [r for r in rows if r["metric"] == metric]
+    whole = next((r for r in rows if r["group_kind"] == "overall"), None)
+    out = []
+    for name in names if whole is not None else ():
+        parts = [r for r in rows if r["group_kind"] == name and r["n"] > 0]
+        missing = [r["group"] for r in parts if r["note"].startswith("ineligible")]
+        note = f"ineligible: {', '.join(missing)}" if missing else "" if parts else "ineligible: no category"
+        for ending, how in (("", "mean"), ("-sum", "sum")):
+            value = None if note else fairness.es_fid(whole["value"], [r["value"] for r in parts], how)
+            out.append(result("quality", whole["method"], (name, ""), f"ES-{metric}{ending}", value, whole["n"], whole["n_ref"],
+                              whole["extractor"], note))  # fmt: skip
+    return out
+
+
+def differences(sets: Sequence[ImageSet], ref: Reference, resamples: int, seed: int) -> list[dict]:
+    """KID of each method minus KID of each later one, over the same resampled patients; an interval around 0 is noise."""
+    everyone = {s.method: kid_of(s, ref, np.ones(len(s.at), dtype=bool), *draws(s, ref, resamples, seed)) for s in sets}
+    names = list(everyone)
+    return [result("difference", a, ("overall", ""), f"KID minus {b}", stats.difference(*everyone[a], *everyone[b]), len(ref.rows),
+                   len(ref.rows), ref.extractor) for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
+
+
+# --- memorisation --------------------------------------------------------------------------------------------------------
+def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Euclidean distance of each row of a [n, d] to its nearest row of b [m, d] -> [n]."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    square = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    return np.sqrt(np.maximum(square.min(1), 0))
+
+
+def memorisation(s: ImageSet, ref: Reference, train: np.ndarray, resamples: int, seed: int) -> list[dict]:
+    """Median distance to the nearest training image, and the share of suspected copies: nearer than 99 % of real test images."""
+    limit = np.quantile(nearest(ref.features, train), 0.01)
+    distance = nearest(s.features, train)
+    counts = draws(s, ref, resamples, seed)[0].counts()
+    share = (distance < limit).astype(float)
+    here = dict(n=len(distance), n_ref=len(train), extractor=ref.extractor)
+    return [result("memorisation", s.method, ("overall", ""), "nearest training distance", float(np.median(distance)), **here),
+            result("memorisation", s.method, ("overall", ""), "suspected copies",
+                   stats.percentile_interval(share.mean(), stats.mean(share, counts)), **here)]  # fmt: skip
+
+
+def measure(modality: str, images: np.ndarray) -> pd.DataFrame:
+    """`phantoms.measure` of every image: one row each, one column per generative parameter; 0 where an image shows none."""
+    with np.errstate(invalid="ignore"):
+        found = pd.DataFrame([phantoms.measure(modality, image) for image in images])
+    return found.where(np.isfinite(found), 0.0)

@@ -1,0 +1,42 @@
+"""Grids of images with names at rows and columns, and the rows that show all groups on few lines. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+def grid(images: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, inch: float = 0.95) -> Figure:
+    """Grey uint8 images [R, C, S, S] with R row and C column names; one image is `inch` wide.
+
+    `title` must say what the images are: synthetic, phantom or real. ValueError for names that do not fit the images.
+    """
+    images = np.asarray(images)
+    if images.shape[:2] != (len(rows), len(columns)):
+        raise ValueError(f"{len(rows)} row and {len(columns)} column names for images {list(images.shape)}")
+    height = inch * len(rows) + 0.75
+    figure, axes = plt.subplots(
+        len(rows), len(columns), squeeze=False, figsize=(inch * len(columns) + 1.5, height), layout="constrained"
+    )
+    for r, c in np.ndindex(axes.shape):
+        axis = axes[r, c]
+        axis.imshow(images[r, c], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        if r == 0:
+            axis.set_title(columns[c], fontsize=8)
+        if c == 0:
+            axis.set_ylabel(rows[r], rotation=0, ha="right", va="center", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def spread(rows: pd.DataFrame, n: int) -> pd.DataFrame:
+    """One row for each of at most `n` cells, over all cells in `rows` (column `cell`), not always the same category."""
+    first = rows.drop_duplicates("cell").sort_values("cell")
+    block = max(1, len(first) // n)  # one cell of every block, three places further each time
+    return first.iloc[[i * block + 3 * i % block for i in range(min(n, len(first)))]]

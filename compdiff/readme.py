@@ -1,0 +1,135 @@
+"""The generated parts of README.md: results beside the published numbers, and the budget. `python -m compdiff.readme` renews them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from compdiff import paths, record
+from compdiff.tables import NOT_AVAILABLE, NOT_IN_RECORD, TITLES, markdown_table, number, shown
+
+NO_RESULTS = "No results here yet: run `make paper`."
+ITEMS = (  # paper item, table file, panel ("" = any), columns that begin with, notebook
+    ("Table 1, FID", "table1", "Quality", "FID-", "06, 08"),
+    ("Table 1, ES-FID", "table1", "Equity", "ES-FID-", "06, 08"),
+    ("Table 1, disease AUROC", "table1", "What was asked for", "disease AUROC", "06, 08"),
+    ("Figure, attribute accuracy", "table1", "What was asked for", ("age accuracy", "sex accuracy", "race accuracy", "view accuracy"), "06, 08"),
+)
+SHOWN = ("text", "fairdiffusion", "hcn")  # the three methods that the paper compares
+WHOLE_TABLES = (
+    ("Table 2, intersections", "table2", "06, 08"),
+    ("Table 3, zero-shot", "table3", "06, 08"),
+    ("Table 4, downstream", "table4", "07, 08"),
+    ("Table 5, ablation", "table5", "02, 03, 06, 08"),
+)
+
+
+def command(dataset: str) -> str:
+    real = "" if dataset in ("chest", "fundus") else " DATA_ROOT=<folder>"
+    return f"`make paper DATASETS={dataset}{real}`"
+
+
+def _read(file: Path) -> pd.DataFrame:
+    text = dict.fromkeys(("panel", "key", "row", "column", "note"), str)
+    return pd.read_csv(file, dtype=text, keep_default_na=False, na_values={c: [""] for c in ("value", "lo", "hi", "std", "seeds", "n", "n_ref")})
+
+
+def _three(table: pd.DataFrame, panel: str, column: str) -> str:
+    """The three compared methods' cells of one column, "text / FairDiffusion / HCN"."""
+    found = []
+    for key in SHOWN:
+        here = table[(table["panel"] == panel) & (table["key"] == key) & (table["column"] == column)]
+        entry = here.iloc[0].to_dict() | {"n": float("nan")} if len(here) else {"value": float("nan"), "note": NOT_AVAILABLE}
+        found.append(shown(entry))
+    return found[0] if len(set(found)) == 1 else " / ".join(found)
+
+
+def item_rows(dataset: str, folder: Path) -> list[dict[str, str]]:
+    rows = []
+    for title, file, panel, prefix, notebook in ITEMS:
+        table = _read(folder / f"{file}.csv")
+        here = table[table["panel"] == panel]
+        for column in [c for c in here["column"].unique() if c.startswith(prefix) and not c.endswith("published")]:
+            sizes = here.loc[here["column"] == column, "n"].dropna()
+            paper = f"{column}, published"
+            rows.append({"paper item": f"{dataset}: {title}", "notebook": notebook, "command": command(dataset),
+                         "published": _three(table, panel, paper) if paper in set(here["column"]) else NOT_IN_RECORD,
+                         "ours": f"{column}: {_three(table, panel, column)}" + (f"; n = {sizes.min():.0f}" if len(sizes) else "")})  # fmt: skip
+    for title, file, notebook in WHOLE_TABLES:
+        if (folder / f"{file}.csv").exists():
+            link = f"[{file}.md](figures/{dataset}/{file}.md)"
+            ablation = command(dataset)[:-1] + " ABLATION=1`" if file == "table5" else command(dataset)
+            rows.append({"paper item": f"{dataset}: {title}", "notebook": notebook, "command": ablation,
+                         "published": "beside ours in the table", "ours": link})  # fmt: skip
+    return rows
+
+
+def readme_block(figures: Path = paths.FIGURES) -> str:
+    """Paper item -> notebook -> command -> published -> ours, from figures/*/table*.csv; every number is read, none is typed."""
+    folders = sorted(f.parent for f in Path(figures).glob("*/table1.csv"))
+    rows = [row for folder in folders for row in item_rows(folder.name, folder)]
+    if not rows:
+        return NO_RESULTS
+    table = pd.DataFrame(rows).set_index("paper item")
+    order = " / ".join(TITLES[m] for m in SHOWN)
+    return f"Each cell: {order}.\n\n{markdown_table(table, 'paper item')}"
+
+
+# --- budget -------------------------------------------------------------------------------------------------------
+def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
+    """What one dataset's run took, from the run.json of its notebooks: stage, runs, steps, images, minutes, peak memory.
+
+    steps: optimiser steps of all its trainings; images: made (01, 05) or seen in training (steps x batch).
+    """
+    rows = []
+    files = sorted(Path(root).glob("notebooks/*.run.json")) + sorted(f for s in seeds for f in Path(root).glob(f"seed{s}/notebooks/*.run.json"))
+    for file in files:
+        run = record.read_run(file)
+        if run is None:
+            continue
+        base = file.parent.parent if file.parent.parent == Path(root) else file.parent.parent.parent
+        logs = [base / n for n in run["outputs"] if n.endswith("log.csv") and (base / n).exists()]
+        listings = [base / n for n in run["outputs"] if n.endswith("samples.csv") and (base / n).exists()]
+        steps = [int(pd.read_csv(f)["step"].max()) for f in logs]
+        batch = run["inputs"].get("setting batch")
+        images = sum(len(pd.read_csv(f)) for f in listings) + (sum(steps) * batch if batch else 0)
+        rows.append({"stage": file.name.removesuffix(".run.json"), "runs": len(logs) or 1, "steps": sum(steps), "images": images,
+                     "minutes": run["minutes"], "peak MiB": run["peak_memory_mib"], "cores": run["machine"]["cores"]})  # fmt: skip
+    if not rows:
+        return pd.DataFrame(columns=["dataset", "stage", "runs", "steps", "images", "minutes", "peak MiB", "cores"])
+    sums = pd.DataFrame(rows).groupby("stage", as_index=False)
+    table = sums.agg({"runs": "sum", "steps": "sum", "images": "sum", "minutes": "sum", "peak MiB": "max", "cores": "max"})
+    return table.assign(dataset=dataset)[["dataset", *table.columns]]
+
+
+def budget_block(figures: Path = paths.FIGURES) -> str:
+    """The budget table, from figures/*/budget.csv (notebook 08 writes it from the run.json files)."""
+    tables = [pd.read_csv(f) for f in sorted(Path(figures).glob("*/budget.csv"))]
+    if not tables or not sum(map(len, tables)):
+        return NO_RESULTS
+    table = pd.concat(tables)
+    text = table.assign(minutes=table["minutes"].map(number)).astype(str).set_index("dataset")
+    return f"{markdown_table(text, 'dataset')}\n\nIn all {table['minutes'].sum():.0f} minutes, at most {table['peak MiB'].max():.0f} MiB."
+
+
+# --- between the markers --------------------------------------------------------------------------------------------
+def renew(text: str, blocks: dict[str, str]) -> str:
+    """`text` with what stands between <!-- name:begin --> and <!-- name:end --> replaced. ValueError when a marker is missing."""
+    for name, block in blocks.items():
+        pattern = re.compile(rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)", re.S)
+        if not pattern.search(text):
+            raise ValueError(f"README has no markers {name}:begin and {name}:end")
+        text = pattern.sub(lambda m, block=block: f"{m[1]}{block}\n{m[2]}", text)
+    return text
+
+
+def blocks(figures: Path = paths.FIGURES) -> dict[str, str]:
+    return {"results": readme_block(figures), "budget": budget_block(figures)}
+
+
+if __name__ == "__main__":
+    readme = paths.ROOT / "README.md"
+    record.write_text(readme, renew(readme.read_text(), blocks()))

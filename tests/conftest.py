@@ -1,0 +1,34 @@
+"""Fixtures of the door's tests: a throw-away project (toy.py) that has run once, and copies of it."""
+
+import shutil
+
+import pytest
+import toy
+
+from compdiff import run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A project whose four stages have run once, through the door."""
+    project = toy.create(tmp_path_factory.mktemp("finished"))
+    assert run.main(["smoke", *toy.asked(project)], project) == 0
+    assert toy.executions(project) == toy.ALL
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of it to edit and break."""
+    shutil.copytree(finished.root, tmp_path / "copy", symlinks=True)
+    copy = toy.project_at(tmp_path / "copy")
+    (copy.root / "runs" / "executions.txt").unlink()
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory):
+    """A folder with a tiny base, data and latents (tiny.py); tests that write there copy it first."""
+    import tiny  # loads torch and diffusers, which most tests do without
+
+    return tiny.create(tmp_path_factory.mktemp("tiny"))

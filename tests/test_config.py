@@ -1,0 +1,110 @@
+"""Settings: layers, types, unknown names; the presets against method section 2."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from compdiff import config
+from compdiff.config import Config, override, settings
+
+
+def test_layers_in_order(monkeypatch):
+    monkeypatch.setitem(config.PROFILES, "p", dict(steps=10, batch=4, microbatch=2, lr=1.0, size=16))
+    monkeypatch.setitem(config.DATASET_PRESETS, ("p", "d"), dict(batch=8, lr=2.0, size=24, vae_steps=7))
+    monkeypatch.setitem(config.METHODS, "m", config.Method("M", overrides=(("lr", 3.0), ("size", 32), ("clip", 9.0))))
+    monkeypatch.setitem(config.RECIPES, "r", dict(size=40, clip=8.0))
+    c = settings("p", "d", "m", "r", clip=7.0)
+    assert (c.train.steps, c.train.batch, c.train.lr, c.data.size, c.train.clip) == (10, 8, 3.0, 40, 7.0)
+    assert c.base_model.vae_steps == 7 and settings("p", "other", "m").base_model.vae_steps == 0
+    assert settings("demo") == Config()
+
+
+def test_unknown_names_raise_and_say_what_is_known():
+    with pytest.raises(ValueError, match="unknown setting 'stepps'; known settings: .*steps"):
+        settings("smoke", stepps=3)
+    for given, message in (
+        (("big",), "unknown profile 'big'; known: smoke, demo, paper"),
+        (("smoke", "chest", "hnc"), "unknown method 'hnc'; known: text, flat"),
+        (("smoke", "chest", "hcn", "mine"), "unknown recipe 'mine'; known: profile, compdiff_hcn"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            settings(*given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("steps", "500", 500), ("steps", 500.0, 500), ("lr", "1e-3", 1e-3), ("lr", 1, 1.0), ("ema", "False", False), ("ema", "1", True),
+     ("ema", False, False), ("trained", "unet text_encoder", ("unet", "text_encoder")), ("trained", ["unet"], ("unet",)),
+     ("trained", "", ()), ("base", "there", "there"), ("solver", "ddim", "ddim")],
+)  # fmt: skip
+def test_values_take_the_type_of_their_field(name, value, expected):
+    changed = override(Config(), **{name: value})
+    found = getattr(getattr(changed, config.dials()[name]), name)
+    assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", "5.5"), ("steps", 5.5), ("steps", "many"), ("ema", "maybe"), ("lr", "fast"),
+                                             ("trained", 3), ("lr", None), ("lr", [1.0])])  # fmt: skip
+def test_values_that_do_not_fit_raise(name, value):
+    with pytest.raises(ValueError, match=f"setting {name}=.* is not a (int|bool|float|tuple)"):
+        override(Config(), **{name: value})
+
+
+def test_every_dial_is_unique_and_overriding_leaves_the_rest_alone():
+    names = [dial.name for part in fields(Config) for dial in fields(part.default_factory)]
+    assert len(names) == len(set(names)) and set(config.dials()) == set(names)
+    changed = override(Config(), steps=7, size=16)
+    assert replace(changed, train=replace(changed.train, steps=300), data=replace(changed.data, size=64)) == Config()
+
+
+def test_a_name_in_two_parts_is_an_error(monkeypatch):
+    monkeypatch.setattr(config, "fields", lambda cls: [*fields(Config), *fields(Config)[:1]] if cls is Config else fields(cls))
+    with pytest.raises(TypeError, match="config field 'size' stands in data and data"):
+        config.dials()
+
+
+def test_every_preset_is_a_valid_configuration():
+    for profile in config.PROFILES:
+        for recipe in config.RECIPES:
+            for method in config.METHODS:
+                for dataset in ("chest", "fundus", "nih"):
+                    settings(profile, dataset, method, recipe)
+
+
+def test_an_indivisible_batch_is_refused():
+    with pytest.raises(ValueError, match="batch=64 is not divisible by microbatch=24"):
+        settings("demo", microbatch=24)
+    assert settings("demo", batch=8).train.batch == 8  # smaller than the microbatch: all at once
+
+
+# Method section 2, the table of recipes.
+COMPDIFF = dict(steps=30_000, lr=1e-5, lr_schedule="cosine", clip=1.0, precision="bf16", gradient_checkpointing=True, ema=True,
+                trained=("unet", "text_encoder"), solver="ddpm", sample_steps=75, guidance=7.5, time_window=30)  # fmt: skip
+FAIRDIFFUSION = dict(steps=100_000, batch=32, microbatch=16, lr=1e-5, lr_schedule="constant", clip=1.0, precision="fp16",
+                     gradient_checkpointing=True, ema=True, trained=("unet",), solver="base", sample_steps=75, guidance=7.5,
+                     input_perturbation=0.0, weighting="original", time_window=30)  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+@pytest.mark.parametrize(
+    ("recipe", "method", "published"),
+    [("compdiff_hcn", "hcn", COMPDIFF | dict(batch=8, input_perturbation=0.0)),
+     ("compdiff_others", "text", COMPDIFF | dict(batch=16, input_perturbation=0.0)),
+     ("compdiff_others", "fairdiffusion", COMPDIFF | dict(batch=16, input_perturbation=0.1)),
+     ("fairdiffusion", "fairdiffusion", FAIRDIFFUSION)],
+)  # fmt: skip
+def test_recipes_are_the_published_ones_on_every_profile(profile, recipe, method, published):
+    c = settings(profile, "chest", method, recipe) if profile != "smoke" else settings(profile, "chest", method, recipe, time_window=30)
+    found = {name: getattr(getattr(c, config.dials()[name]), name) for name in published}
+    assert found == published
+    assert c.train.warmup * c.train.steps == pytest.approx(0 if recipe == "fairdiffusion" else 500)
+    assert c.hcn.kl_ramp * 30_000 == pytest.approx(5_000)
+
+
+def test_method_numbers_of_the_papers():
+    hcn = Config().hcn
+    assert (hcn.d_node, hcn.dropout, hcn.kl_weight, hcn.consistency_weight, hcn.aux_weight, hcn.aux_hidden) == (256, 0.1, 0.005, 0.1, 1.0, 512)
+    fair = Config().fair
+    assert (fair.time_window, fair.exploitation, fair.ucb_beta, fair.restarts, fair.raw_samples) == (30, 0.95, 0.1, 5, 20)
+    assert config.MAIN_METHODS == ("text", "flat", "fairdiffusion", "hcn", "hcn_fairdiffusion")
+    assert {m for m in config.METHODS if config.METHODS[m].fair} == {"fairdiffusion", "hcn_fairdiffusion"}

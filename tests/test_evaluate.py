@@ -1,0 +1,286 @@
+"""06 and 07: sets matched by request, controls that are what they say, rows against plain computations."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import linalg
+
+from compdiff import alignment, evaluate, metrics, outcomes, sample
+from compdiff.attributes import AGE, SEX, Schema
+from compdiff.classify import Head, Training
+
+SCHEMA = Schema((AGE, SEX))
+CELLS = SCHEMA.cells()
+HELD = (1, 1)
+
+
+def people(n, seed, without=None, per_patient=1):
+    """A table of n images with random cells, and features [n, 8] that depend on the cell."""
+    rng = np.random.default_rng(seed)
+    cells = rng.choice([i for i, c in enumerate(CELLS) if c != without], n)
+    names = [SCHEMA.decode(CELLS[i]) for i in cells]
+    table = pd.DataFrame(names).assign(id=[f"{seed}-{i}" for i in range(n)], cell=cells, age_years=rng.integers(2, 95, n),
+                                       patient=[f"p{seed}-{i // per_patient}" for i in range(n)], y_spot=rng.integers(0, 2, n))  # fmt: skip
+    shift = np.array([CELLS[i] for i in cells])
+    features = rng.normal(size=(n, 8)) + np.pad(shift, ((0, 0), (0, 6)))
+    images = rng.integers(0, 256, (n, 32, 32)).astype(np.uint8)
+    return table, features, images
+
+
+def make_reference(n=200, seed=0, per_patient=1):
+    rows, features, images = people(n, seed, per_patient=per_patient)
+    masks = {("overall", ""): np.ones(n, bool)}
+    masks |= {("sex", s): (rows["sex"] == s).to_numpy() for s in SEX.categories}
+    masks |= {("cell", SCHEMA.cell_name(c)): (rows["cell"] == i).to_numpy() for i, c in enumerate(CELLS)}
+    return evaluate.Reference(rows, images, features, masks, SCHEMA, "lite0")
+
+
+@pytest.fixture(scope="module")
+def ref():
+    return make_reference()
+
+
+@pytest.fixture(scope="module")
+def train():
+    return people(120, 1, without=HELD)
+
+
+def value(rows, metric, key=("overall", "")):
+    (found,) = [r for r in rows if r["metric"] == metric and (r["group_kind"], r["group"]) == key]
+    return found
+
+
+def fake(ref, method="hcn", seed=5):
+    rng = np.random.default_rng(seed)
+    features = ref.features + rng.normal(size=ref.features.shape)
+    return evaluate.ImageSet(method, ref.images[::-1], features, ref.patients, np.arange(len(ref.rows)))
+
+
+# --- sets and controls ---------------------------------------------------------------------------------------------------
+def test_copies_come_from_the_requested_cell_or_the_nearest(ref, train):
+    table, features, images = train
+    copy = evaluate.copies(ref, table, images, features, seed=0)
+    source = {image.tobytes(): i for i, image in enumerate(images)}
+    have = table[["age", "sex"]].to_numpy()
+    for image, want, patient in zip(copy.images, ref.rows[["age", "sex"]].to_numpy(), copy.patients, strict=True):
+        i = source[image.tobytes()]
+        assert table["patient"][i] == patient
+        if SCHEMA.encode(dict(zip(("age", "sex"), want, strict=True))) != HELD:
+            assert (have[i] == want).all()
+        else:  # one attribute in common; of the others' ages the neighbours are nearest, but the same age is no farther
+            assert (have[i] == want).sum() == 1
+            assert have[i][0] == want[0]
+
+
+def test_real_train_matches_cells_and_uses_no_image_twice(ref, train):
+    table, features, images = train
+    s = evaluate.real_train(ref, table, images, features, seed=0)
+    source = {image.tobytes(): i for i, image in enumerate(images)}
+    used = [source[image.tobytes()] for image in s.images]
+    assert len(set(used)) == len(used) and len(set(s.at)) == len(s.at)
+    assert (table["cell"].to_numpy()[used] == ref.rows["cell"].to_numpy()[s.at]).all()
+    both = [min((table["cell"] == i).sum(), (ref.rows["cell"] == i).sum()) for i in range(len(CELLS))]
+    assert len(used) == sum(both) < len(ref.rows)
+
+
+def test_shuffled_holds_the_same_images_in_another_order(ref):
+    s = fake(ref)
+    mixed = evaluate.shuffled(s, 0)
+    assert sorted(i.tobytes() for i in mixed.images) == sorted(i.tobytes() for i in s.images)
+    assert metrics.fid(mixed.features, ref.features) == pytest.approx(metrics.fid(s.features, ref.features))
+    assert (mixed.images != s.images).any(axis=(1, 2)).mean() > 0.9
+    at = {image.tobytes(): f for image, f in zip(s.images, s.features, strict=True)}
+    assert all((at[i.tobytes()] == f).all() for i, f in zip(mixed.images, mixed.features, strict=True))
+
+
+def test_a_generated_set_is_laid_beside_its_requests(ref, tmp_path):
+    rows = ref.rows.iloc[[7, 3, 50]]
+    for i, image in zip(rows["id"], ref.images[[7, 3, 50]], strict=True):
+        sample.save_png(tmp_path / "hcn" / "images" / f"{i}.png", image)
+    rows.assign(prompt="x").to_csv(tmp_path / "hcn" / "samples.csv", index=False)
+    s = evaluate.generated("hcn", tmp_path / "hcn", ref, lambda name, images: images.mean(axis=(1, 2), keepdims=True))
+    assert s.at.tolist() == [7, 3, 50] and (s.images == ref.images[s.at]).all()
+    assert s.patients.tolist() == ref.rows["patient"].iloc[[7, 3, 50]].tolist()
+    with pytest.raises(FileNotFoundError, match="05_generation"):
+        evaluate.generated("text", tmp_path / "text", ref, None)
+    rows.assign(prompt="x", id="stranger").to_csv(tmp_path / "hcn" / "samples.csv", index=False)
+    with pytest.raises(ValueError, match="answer no prompt"):
+        evaluate.generated("hcn", tmp_path / "hcn", ref, None)
+
+
+# --- quality -------------------------------------------------------------------------------------------------------------
+def test_quality_rows_are_plain_distances_of_the_groups_images(ref, train):
+    s = evaluate.copies(ref, *(train[i] for i in (0, 2, 1)), seed=0)
+    rows = evaluate.quality(s, ref, 20, 0)
+    women = (ref.rows["sex"] == "Female").to_numpy()
+    a, b = s.features[women], ref.features[women]
+    ca, cb = np.cov(a.T), np.cov(b.T)
+    plain = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * linalg.sqrtm(ca @ cb).real)
+    found = value(rows, "FID", ("sex", "Female"))
+    assert found["value"] == pytest.approx(plain, rel=1e-6) and found["n"] == found["n_ref"] == women.sum()
+    whole = value(rows, "FID")
+    assert whole["lo"] < whole["value"] < whole["hi"] and whole["extractor"] == "lite0"
+    assert value(rows, "MS-SSIM-2 paired")["value"] == pytest.approx(metrics.ms_ssim(s.images, ref.images, 2).mean())
+
+
+def test_small_groups_are_shown_and_marked(ref):
+    rows = evaluate.quality(fake(ref), ref, 10, 0)
+    cells = [r for r in rows if r["group_kind"] == "cell" and r["metric"] == "FID"]
+    assert len(cells) == len(CELLS)
+    for r in cells:
+        assert (r["n"] < 30) == np.isnan(r["value"]) and (r["note"] == f"ineligible: n = {r['n']} < 30") == (r["n"] < 30)
+    assert min(r["n"] for r in cells) < 30
+
+
+def test_few_patients_allow_overall_fid_and_kid_only():
+    few = make_reference(seed=3, per_patient=4)
+    rows = evaluate.quality(fake(few), few, 10, 0)
+    assert np.isfinite(value(rows, "FID")["value"]) and np.isfinite(value(rows, "KID", ("sex", "Male"))["value"])
+    assert np.isnan(value(rows, "FID", ("sex", "Male"))["value"])
+    assert "50 patients" in value(rows, "FID", ("sex", "Male"))["note"]
+    assert not [r for r in rows if r["metric"] == "FID-matched"]
+
+
+def test_matched_fid_has_one_size(ref):
+    rows = [r for r in evaluate.quality(fake(ref), ref, 10, 0) if r["metric"] == "FID-matched"]
+    least = ref.rows["sex"].value_counts().min()
+    assert {r["n"] for r in rows} == {least} and len(rows) == 3
+
+
+def test_equity_is_the_papers_formula_and_absent_when_a_category_is():
+    def row(kind, group, v, note="", n=40):
+        return evaluate.result("quality", "hcn", (kind, group), "FID", v, n, n, "lite0", note)
+
+    rows = [row("overall", "", 10.0), row("sex", "Male", 12.0), row("sex", "Female", 6.0)]
+    mean, total = evaluate.equity(rows, ["sex"], "FID")
+    assert (mean["metric"], total["metric"]) == ("ES-FID", "ES-FID-sum")
+    assert mean["value"] == pytest.approx(10 * (1 + (0.2 + 0.4) / 2)) and total["value"] == pytest.approx(10 * 1.6)
+    rows[2] = row("sex", "Female", None, "ineligible: n = 8 < 30", 8)
+    absent = evaluate.equity(rows, ["sex"], "FID")[0]
+    assert np.isnan(absent["value"]) and absent["note"] == "ineligible: Female"
+
+
+def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):
+    good, bad = fake(ref), fake(ref, "text")
+    bad.features[:] += 1.0
+    twin = fake(ref, "flat")
+    rows = evaluate.differences([good, bad, twin], ref, 50, 0)
+    assert [s.split(" (")[0] for s in evaluate.within_noise(rows)] == [
+        "KID: hcn is below text", "KID: hcn is within noise of flat", "KID: text is above flat"]  # fmt: skip
+
+
+# --- alignment, measurement, memory -----------------------------------------------------------------------------------------
+def oracle(rows, wrong=0):
+    """A judge that reads the requests, and errs on the first `wrong` sexes; ages 10 years off."""
+    sex = np.eye(2)[[SEX.index(s) for s in rows["sex"]]]
+    sex[:wrong] = 1 - sex[:wrong]
+    return {"age": np.eye(5)[[AGE.index(a) for a in rows["age"]]], "sex": sex, "age_years": rows["age_years"].to_numpy(float) + 10,
+            "labels": rows[["y_spot"]].to_numpy(float)}  # fmt: skip
+
+
+def test_alignment_counts_what_the_judge_says_against_the_request(ref):
+    rows = alignment.alignment(fake(ref), ref, oracle(ref.rows, wrong=50), ("spot",), 50, 0)
+    assert value(rows, "accuracy:age")["value"] == 1.0 and value(rows, "accuracy:sex")["value"] == 0.75
+    assert value(rows, "accuracy")["value"] == pytest.approx(0.875) and value(rows, "age RMSE")["value"] == pytest.approx(10)
+    assert value(rows, "AUROC:spot")["value"] == 1.0
+    sex = value(rows, "accuracy:sex")
+    assert sex["lo"] < 0.75 < sex["hi"] and sex["hi"] - sex["lo"] == pytest.approx(4 * np.sqrt(0.75 * 0.25 / 200), rel=0.4)
+
+
+def test_correlation_is_numpys_with_integer_weights():
+    rng = np.random.default_rng(0)
+    x, y, counts = rng.normal(5, 1, 30), rng.normal(-3, 1, 30), rng.integers(0, 3, (4, 30))
+    plain = [np.corrcoef(np.repeat(x, c), np.repeat(y, c))[0, 1] for c in counts]
+    np.testing.assert_allclose(alignment.correlation(x, y, counts), plain, atol=1e-9)
+    assert alignment.correlation(np.ones(30), y, counts).tolist() == [0] * 4
+
+
+def test_measured_compares_images_with_their_own_request(ref):
+    real = pd.DataFrame({"ratio": np.random.default_rng(0).normal(size=200)})
+    s = fake(ref)
+    assert value(alignment.measured(s, ref, real, real, 10, 0), "r:ratio")["value"] == pytest.approx(1)
+    rows = alignment.measured(s, ref, real + 0.5, real, 10, 0)
+    assert value(rows, "MAE:ratio")["value"] == pytest.approx(0.5)
+
+
+def test_only_the_copies_are_suspected(ref, train):
+    table, features, images = train
+    plain = np.array([min(np.linalg.norm(f - t) for t in features) for f in ref.features[:20]])
+    np.testing.assert_allclose(evaluate.nearest(ref.features[:20], features), plain, atol=1e-6)
+    copy = evaluate.copies(ref, table, images, features, seed=0)
+    share = {s.method: value(evaluate.memorisation(s, ref, features, 10, 0), "suspected copies")["value"]
+             for s in (copy, evaluate.real_test(ref), fake(ref))}  # fmt: skip
+    assert share["copy"] == 1.0 and share["real_test"] == pytest.approx(0.01, abs=0.006) and share["hcn"] < 0.1
+
+
+# --- downstream -------------------------------------------------------------------------------------------------------------
+def test_threshold_has_the_largest_f1():
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, 2, 60), rng.random(60).round(2)
+    f1 = {c: 2 * ((p >= c) & (y == 1)).sum() / ((p >= c).sum() + (y == 1).sum()) for c in np.unique(p)}
+    assert f1[outcomes.threshold(y, p)] == pytest.approx(max(f1.values()))
+    assert outcomes.threshold(np.zeros(5), p[:5]) == 0.5
+
+
+def downstream_table(n=200, seed=0):
+    rng = np.random.default_rng(seed)
+    t = people(n, seed)[0].assign(y_spot=rng.integers(0, 2, n), y_rare=(np.arange(n) < 12).astype(int))
+    t["p_spot"], t["p_rare"] = 0.3 * t["y_spot"] + rng.random(n), rng.random(n)
+    return t
+
+
+def test_macro_compares_groups_on_shared_labels_and_names_the_ineligible():
+    t = downstream_table()
+    masks = {("overall", ""): np.ones(200, bool)} | {("sex", s): (t["sex"] == s).to_numpy() for s in SEX.categories}
+    rows = outcomes.judge(("1b", "hcn"), t, t, masks, ["sex"], ["spot", "rare"], 20, 0)
+    assert {r["method"] for r in rows} == {"hcn"} and {r["setting"] for r in rows} == {"1b"}
+    whole = [value(rows, f"AUROC:{x}")["value"] for x in ("spot", "rare")]
+    assert value(rows, "macro AUROC")["value"] == pytest.approx(np.mean(whole))
+    for sex in SEX.categories:
+        assert value(rows, "macro AUROC", ("sex", sex))["value"] == value(rows, "AUROC:spot", ("sex", sex))["value"]
+        assert value(rows, "AUROC:rare", ("sex", sex))["note"].startswith("ineligible")
+    male, female = (value(rows, "macro AUROC", ("sex", s))["value"] for s in SEX.categories)
+    assert value(rows, "gap macro AUROC", ("sex", ""))["value"] == pytest.approx(abs(male - female))
+    m = np.mean(whole)
+    assert value(rows, "ES-macro AUROC", ("sex", ""))["value"] == pytest.approx(m / (1 + abs(male - m) + abs(female - m)))
+    assert value(rows, "ES-AUROC:rare", ("sex", ""))["note"].startswith("ineligible")
+
+
+def test_underdiagnosis_counts_the_ill_called_healthy():
+    t = downstream_table().rename(columns={"y_spot": "y_No Finding", "p_spot": "p_No Finding"})
+    masks = {("overall", ""): np.ones(200, bool)}
+    rate = value(outcomes.missed(t, t, masks, [], ["No Finding"], ("1a", "real_train")), "underdiagnosis")
+    cut = outcomes.threshold(t["y_No Finding"].to_numpy(), t["p_No Finding"].to_numpy())
+    ill = t[t["y_No Finding"] == 0]
+    assert rate["n"] == len(ill) and rate["value"] == pytest.approx(((ill["p_No Finding"] >= cut).sum() + 0.5) / (len(ill) + 1))
+    t = t.rename(columns={"y_No Finding": "y_glaucoma", "p_No Finding": "p_glaucoma"})
+    rate = value(outcomes.missed(t, t, masks, [], ["glaucoma"], ("1a", "real_train")), "underdiagnosis")
+    ill = t[t["y_glaucoma"] == 1]
+    assert rate["value"] == pytest.approx(((ill["p_glaucoma"] < cut).sum() + 0.5) / (len(ill) + 1))
+
+
+def test_graded_labels_become_any():
+    t = outcomes.binary(pd.DataFrame({"y_a": [0, 1, 3], "y_b": [1, 0, 0]}), ["a", "b"])
+    assert t["y_a"].tolist() == [0, 1, 1] and t["y_b"].tolist() == [1, 0, 0]
+
+
+def test_one_classifier_without_synthetic_images_and_one_per_generator_else():
+    assert [(s.id, m) for s, m in outcomes.fits(["1a", "1d"], ["text", "hcn"])] == [("1a", "real_train"), ("1d", "text"), ("1d", "hcn")]
+    with pytest.raises(ValueError, match="9z"):
+        list(outcomes.fits(["9z"], ["text"]))
+
+
+def test_predictions_are_kept_until_images_change(tmp_path, monkeypatch):
+    table, _, images = people(40, 0)
+    heads, targets = {"labels": Head("binary", ("spot",))}, {"labels": table[["y_spot"]].to_numpy(np.float32)}
+    fits, fit = [], outcomes.classify.fit
+    monkeypatch.setattr(outcomes.classify, "fit", lambda *a: fits.append(1) or fit(*a))
+
+    def predict(x):
+        return outcomes.predict_once(tmp_path, (x, targets), (images, targets), heads, Training(size=32, epochs=1), 0, table, images)
+
+    first, again = predict(images), predict(images)
+    assert len(fits) == 1 and first.equals(again) and first["id"].tolist() == table["id"].tolist()
+    assert first["p_spot"].between(0, 1).all()
+    predict(images[::-1])
+    assert len(fits) == 2

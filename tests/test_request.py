@@ -1,0 +1,120 @@
+"""What a person may ask for: refusals before anything runs, one name for each setting, notebooks opened by hand."""
+
+import shlex
+import shutil
+from dataclasses import replace
+
+import pytest
+from toy import asked, edit_module, edit_notebook, executions
+
+from compdiff import config, request, run, stages
+from compdiff.stages import Project
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["STESP=4"], "closest: STEPS"),
+        (["steps=4"], "closest: STEPS"),
+        (["STEPS=many"], "is not a int"),
+        (["PROFILE=huge"], "unknown profile"),
+        (["METHODS=hcm"], "unknown method"),
+        (["STAGES=09"], "unknown stage"),
+        (["DATASETS=nowhere"], "unknown dataset"),
+        (["SEEDS=a"], "SEEDS=a"),
+        (["DATASETS=real"], "real needs DATA_ROOT"),
+        (
+            ["DATASETS=real", "DATA_ROOT=/nowhere/at/all"],
+            "is not a folder. Real set: credentialed; source: the hospital",
+        ),
+        (["PROFILE=paper"], "BASE="),
+    ],
+)
+def test_refused_before_anything_runs(project, capsys, given, said):
+    assert run.main(["paper", *asked(project), *given], project) == 2
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told
+    assert executions(project) == []
+
+
+def test_a_parameter_that_a_notebook_does_not_declare_is_refused(project, capsys):
+    edit_notebook(project, "04_all", "overrides: dict = {}", "override: dict = {}")
+    edit_module(project, "hcn", "x * SCALE", "x * SCALE * 2")
+    assert run.main(["smoke", *asked(project)], project) == 2
+    assert "04_all.ipynb declares no parameter named overrides" in capsys.readouterr().err
+    assert executions(project) == []
+
+
+def test_make_only_variables_pass_and_values_get_their_types():
+    asked = request.parse(
+        ["PYTHON=python3", "VENV=", "PIP_ARGS=-q", "STEPS=500", "EMA=false", "TRAINED=unet", "RECIPE=fairdiffusion"],
+        "demo",
+    )
+    assert asked.overrides == {"steps": 500, "ema": False, "trained": ["unet"], "recipe": "fairdiffusion"}
+    make, target, *again = shlex.split(request.command(asked))
+    assert (make, target) == ("make", "paper")
+    assert request.parse(again, "smoke") == asked, "the command that is printed repeats the request"
+
+
+def test_every_setting_is_a_variable():
+    """One configuration surface: each field of the dataclasses can be set by its name in capitals."""
+    for name, part in config.dials().items():
+        value = getattr(getattr(config.Config(), part), name)
+        text = " ".join(value) if isinstance(value, tuple) else str(value)
+        assert config.settings("demo", **request.parse([f"{name.upper()}={text}"], "demo").overrides) == config.Config()
+
+
+def test_ablation_adds_rows_to_the_chest_phantom_only():
+    asked = request.parse(["ABLATION=1"], "demo")
+    assert "hcn_no_aux" in asked.methods_of("chest") and "hcn_no_aux" not in asked.methods_of("fundus")
+
+
+# --- notebooks opened by hand ---------------------------------------------------------------------------------------
+def test_a_notebook_opened_first_builds_its_smoke_inputs(project, capsys):
+    shutil.rmtree(project.root / "runs" / "smoke")
+    runs = str(project.root / "runs")
+    run.inputs("02_hcn", "toy", "smoke", runs=runs, methods=["hcn"], project=project)
+    assert executions(project) == ["01_data"]
+    run.inputs("02_hcn", "toy", "smoke", runs=runs, methods=["hcn"], project=project)
+    assert executions(project) == ["01_data"], "there already"
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"make paper PROFILE=demo DATASETS=toy SEEDS=3 METHODS=\"hcn flat\" STAGES=\"02_hcn 03_flat\" RUNS=",
+    ):
+        run.inputs("04_all", "toy", "demo", seed=3, runs=runs, methods=["hcn", "flat"], project=project)
+
+
+def test_inputs_do_nothing_inside_a_run(project, monkeypatch):
+    shutil.rmtree(project.root / "runs" / "smoke")
+    monkeypatch.setenv(run.INSIDE, "1")
+    run.inputs("02_hcn", "toy", "smoke", runs=str(project.root / "runs"), project=project)
+    assert executions(project) == []
+
+
+def test_clean_removes_the_smoke_run_and_keeps_results(project, capsys):
+    kept = project.root / "runs" / "demo" / "toy" / "seed0" / "results.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("1")
+    (project.package / "__pycache__").mkdir(exist_ok=True)
+    with run.locked(project.root / "runs/smoke/toy"):
+        assert run.main(["clean", *asked(project)], project) == 2, "not under the feet of a run"
+    assert (project.root / "runs" / "smoke").exists()
+    assert run.main(["clean", *asked(project)], project) == 0
+    assert (
+        kept.exists()
+        and not (project.root / "runs" / "smoke").exists()
+        and not (project.package / "__pycache__").exists()
+    )
+    assert "left alone" in (said := capsys.readouterr().out) and "demo/toy" in said
+
+
+def test_seeds_and_scopes():
+    asked = replace(request.Request(), datasets=("chest",), seeds=(0, 1), methods=("text", "flat"))
+    labels = [step.label for step in stages.steps(Project(), asked)]
+    assert labels[0] == "chest  01_data_prep" and labels[-1] == "chest  08_figures"
+    assert labels.count("chest seed 1  03_train_baselines") == 1
+    assert not any("02_train_hcn" in label or "04" in label for label in labels), "no method of theirs was asked for"
+    last = list(stages.steps(Project(), asked))[-1]
+    read = {o.label for o in stages.before(last, list(stages.steps(Project(), asked)))}
+    assert {"chest seed 0  06_metrics", "chest seed 1  06_metrics", "chest  01_data_prep"} <= read

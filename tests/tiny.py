@@ -1,0 +1,132 @@
+"""A run folder to train on in seconds: 32-pixel chest phantoms, an untrained base of width 16, cached latents.
+
+As a script: trains in child processes that are killed at awkward moments (test_train.py).
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from compdiff import base, datasets, diffusion, latents, methods, paths, train
+from compdiff.config import DataConfig, settings
+
+DIALS = dict(steps=8, batch=4, microbatch=4, d_node=16, aux_hidden=16, time_window=4, restarts=1, raw_samples=4,
+             train_n=24, val_n=8, test_per_cell=1, validate_every=0.25, checkpoint_every=0.25)  # fmt: skip
+
+
+def config(root, method="", **values):
+    return settings("smoke", "chest", method, base=str(root / "base"), **(DIALS | values))
+
+
+def run_folder(root, seed=0):
+    return paths.RunFolder(str(root), "smoke", "chest", seed)
+
+
+def create(root):
+    """Base, data and latents below `root`, as notebook 01 leaves them."""
+    diffusion.build_tiny(base.corpus(), root / "tokenizer", size=32, width=16).save(root / "base")
+    folder, data = run_folder(root), config(root).data
+    datasets.prepare("chest", folder.data, DataConfig(data.size, data.train_n, data.val_n, data.test_per_cell))
+    model, sha256 = diffusion.load_for(folder, config(root))
+    latents.write(folder.latents, datasets.load(folder.data), model, sha256)
+    return root
+
+
+def inputs(root, method, c, seed=0, frozen_text=False):
+    """The arguments of `train.run` up to the folder, and the method's parts."""
+    folder = run_folder(root)
+    model, sha256 = diffusion.load_for(folder, c)
+    data = datasets.load(folder.data)
+    parts = methods.build(method, data.schema, model.d_ctx, c, seed)
+    rows, valid = (latents.read(folder.latents, data, model, sha256, s, parts.named, frozen_text) for s in ("train", "val"))
+    return [c, model, sha256, rows, valid, parts.conditioner, parts.reweighter], parts
+
+
+def fit(root, method, out, frozen_text=False, seed=0, **values):
+    """Train a method into `out` in this process; returns the log."""
+    arguments, parts = inputs(root, method, config(root, method, **values), seed, frozen_text)
+    return train.run(*arguments, out, parts.columns, seed)
+
+
+# --- killed runs -------------------------------------------------------------------------------------------------
+def kill_myself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_after_step(root, method, out, step, **values):
+    """A run that ends right after it has logged `step`."""
+    arguments, parts = inputs(root, method, config(root, method, **values))
+    original = train.train
+
+    def until(*given):
+        for row in original(*given):
+            if row["step"] == step:
+                kill_myself()
+            yield row
+
+    train.train = until
+    train.run(*arguments, out, parts.columns, 0)
+
+
+def killed_in_write(root, method, out, nth, **values):
+    """A run that ends in the middle of its `nth` write of weights or checkpoint, half of the bytes being there."""
+    original, calls = train.save_file, []
+
+    def half(tensors, path, **given):
+        calls.append(path)
+        original(tensors, path, **given)
+        if len(calls) == nth:
+            os.truncate(path, os.path.getsize(path) // 2)
+            kill_myself()
+
+    train.save_file = half
+    fit(root, method, out, **values)
+
+
+def in_child(work, *given, kill_when=None, **values):
+    """Run `work` in a forked child; True if it ended by SIGKILL. `kill_when`: kill it when that file appears."""
+    child = os.fork()
+    if child == 0:
+        with suppress(KeyboardInterrupt):
+            work(*given, **values)
+            os._exit(0)
+        os._exit(1)
+    while kill_when is not None and not kill_when.exists():
+        time.sleep(0.001)
+    if kill_when is not None:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        sys.exit("a training run failed")
+    return os.WIFSIGNALED(status)
+
+
+def main(root, method, out):
+    """Runs below `out`: whole, and one per way to be killed, each run again afterwards until it is done."""
+    torch.set_num_threads(1)
+    for folder in ("whole", "step3", "step7", "write3", "write4", "any"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    assert not in_child(fit, root, method, out / "whole")
+    for step in (3, 7):
+        assert in_child(killed_after_step, root, method, out / f"step{step}", step)
+    for nth in (3, 4):  # the second weights, the second checkpoint
+        assert in_child(killed_in_write, root, method, out / f"write{nth}", nth)
+    assert in_child(fit, root, method, out / "any", kill_when=out / "any" / "checkpoint.safetensors")
+    for folder in ("step3", "step7", "write3", "write4", "any"):
+        assert not (out / folder / "checkpoint.safetensors").exists() or _steps(out / folder) < DIALS["steps"]
+        assert not in_child(fit, root, method, out / folder)
+
+
+def _steps(folder):
+    """Finished steps according to the folder's log."""
+    return len((folder / "log.csv").read_text().splitlines()) - 1
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
