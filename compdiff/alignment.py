@@ -36,7 +36,7 @@ def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], 
         if not mask.any():
             continue
         n = int(mask.sum())
-        here = dict(n=n, n_ref=0, extractor=JUDGE, note=fairness.images_note(n))
+        here = {"n": n, "n_ref": 0, "extractor": JUDGE, "note": fairness.images_note(n)}
         for metric, h in hits.items() if key[0] != "cell" else [("accuracy", hits["accuracy"])]:
             interval = stats.percentile_interval(h[mask].mean(), stats.mean(h[mask], counts[:, mask]))
             out.append(result("alignment", s.method, key, metric, interval, **here))
@@ -47,7 +47,8 @@ def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], 
     return out + findings(s, rows, predicted, labels, counts)
 
 
-def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...], counts: np.ndarray) -> list[dict]:
+def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...],
+             counts: np.ndarray) -> list[dict]:  # fmt: skip
     """AUROC of each requested 0/1 finding."""
     out = []
     for j, label in enumerate(labels):
@@ -96,9 +97,10 @@ def measured(s: ImageSet, ref: Reference, theirs: pd.DataFrame, real: pd.DataFra
             n = int(mask.sum())
             if n < 2:
                 continue
-            c, here = counts[:, mask], dict(n=n, n_ref=n, extractor="pixels", note=fairness.images_note(n))
+            c, here = counts[:, mask], {"n": n, "n_ref": n, "extractor": "pixels", "note": fairness.images_note(n)}
             r = correlation(x[mask], y[mask], np.vstack([np.ones(n), c]))
             error = np.abs(x - y)[mask]
-            out += [result("measured", s.method, key, f"r:{name}", stats.percentile_interval(r[0], r[1:]), **here),
-                    result("measured", s.method, key, f"MAE:{name}", stats.percentile_interval(error.mean(), stats.mean(error, c)), **here)]  # fmt: skip
+            mae = stats.percentile_interval(error.mean(), stats.mean(error, c))
+            out.append(result("measured", s.method, key, f"r:{name}", stats.percentile_interval(r[0], r[1:]), **here))
+            out.append(result("measured", s.method, key, f"MAE:{name}", mae, **here))
     return out

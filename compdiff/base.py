@@ -196,7 +196,7 @@ def build(work: Path, out: Path, images: int, vae_steps: int, unet_steps: int, s
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
     take = lambda rows: Latents(latents.moments[rows], latents.text[rows], latents.attributes[rows], latents.empty)  # noqa: E731
     held = min(256, len(order) // 10)  # validation
-    config = settings("demo", steps=unet_steps, lr=1e-3, validate_every=0.1, checkpoint_every=0.1)
+    config = settings("demo", steps=unet_steps, batch=64, microbatch=64, lr=1e-3, validate_every=0.1, checkpoint_every=0.1)
     train_unet(base, take(order[held:]), take(order[:held]), config, work / "unet", seed)
     publish(base, out, work, half=True)
     return {

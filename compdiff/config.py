@@ -121,7 +121,7 @@ class Config:
 
 # --- the table of presets: profile -> what differs from the defaults above (which are the demo's) -------------
 PROFILES: dict[str, dict[str, object]] = {
-    "smoke": dict(train_n=160, val_n=40, test_per_cell=2, steps=6, batch=16, microbatch=16, sample_steps=4,
+    "smoke": dict(train_n=96, val_n=24, test_per_cell=2, steps=6, batch=16, microbatch=16, sample_steps=4,
                   balanced_per_cell=1, resamples=20, judge_epochs=1, downstream_epochs=1, feature_size=64, time_window=2),
     "demo": dict(),
     # CompDiff's released configuration. SD-2.1-base has no address of its own any more: name yours with BASE=.

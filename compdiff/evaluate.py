@@ -191,7 +191,7 @@ def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict
     for key, whole in ref.masks.items():
         mask = whole[s.at]
         n, a, b = int(mask.sum()), s.features[mask], real[mask]
-        here = dict(n=n, n_ref=n, extractor=ref.extractor)
+        here = {"n": n, "n_ref": n, "extractor": ref.extractor}
         note = fairness.images_note(n)
         if not note and key[0] != "overall" and not ref.subgroup_fid:
             note = f"ineligible: {len(set(ref.patients))} patients in all"
@@ -282,7 +282,7 @@ def memorisation(s: ImageSet, ref: Reference, train: np.ndarray, resamples: int,
     distance = nearest(s.features, train)
     counts = draws(s, ref, resamples, seed)[0].counts()
     share = (distance < limit).astype(float)
-    here = dict(n=len(distance), n_ref=len(train), extractor=ref.extractor)
+    here = {"n": len(distance), "n_ref": len(train), "extractor": ref.extractor}
     return [result("memorisation", s.method, ("overall", ""), "nearest training distance", float(np.median(distance)), **here),
             result("memorisation", s.method, ("overall", ""), "suspected copies",
                    stats.percentile_interval(share.mean(), stats.mean(share, counts)), **here)]  # fmt: skip

@@ -109,7 +109,8 @@ def scores(table: pd.DataFrame, label: str, drawn: Resamples) -> tuple[str, dict
     return "", {"AUROC": stats.auroc(y, p, counts), "AUPRC": stats.auprc(y, p, counts)}
 
 
-def macro(curves: Mapping, groups: Mapping[Key, np.ndarray], kinds: Sequence[str], labels: Sequence[str], name: tuple[str, str]) -> list[dict]:
+def macro(curves: Mapping, groups: Mapping[Key, np.ndarray], kinds: Sequence[str], labels: Sequence[str],
+          name: tuple[str, str]) -> list[dict]:  # fmt: skip
     """Means over labels. Groups of one kind are compared on the labels that are eligible in ALL of them."""
     setting, method = name
     out = []
@@ -123,7 +124,8 @@ def macro(curves: Mapping, groups: Mapping[Key, np.ndarray], kinds: Sequence[str
                 if shared:
                     mean = np.mean([curves[key, label][1][metric] for label in shared], axis=0)
                     value = stats.percentile_interval(mean[0], mean[1:])
-                out.append(result("downstream", method, key, f"macro {metric}", value, int(groups[key].sum()), 0, note=note, setting=setting))
+                n = int(groups[key].sum())
+                out.append(result("downstream", method, key, f"macro {metric}", value, n, 0, note=note, setting=setting))
     return out
 
 
@@ -144,7 +146,8 @@ def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: tup
             found, note = dict.fromkeys(("gap", "gap90", "std", "ES")), "ineligible: fewer than two eligible groups"
         else:
             gaps = fairness.gaps(whole["value"], good)
-            found = {"gap": gaps["max-min"], "gap90": gaps["p90-p10"], "std": gaps["std/overall"], "ES": fairness.es_metric(whole["value"], good)}
+            found = {"gap": gaps["max-min"], "gap90": gaps["p90-p10"], "std": gaps["std/overall"]}
+            found["ES"] = fairness.es_metric(whole["value"], good)
         out += [result("downstream", method, (kind, ""), f"ES-{metric}" if what == "ES" else f"{what} {metric}", value, whole["n"], 0,
                        note=note, setting=setting) for what, value in found.items()]  # fmt: skip
     return out

@@ -471,11 +471,11 @@ def _measure_chest(g: np.ndarray) -> dict[str, float]:
             sides[side].append(heart)
             wall += far + 1
         walls.append(wall)
-    walls = np.array(walls)
-    left, right = (np.array(v)[np.isfinite(walls)] for v in sides.values())
+    left, right, walls = (np.array(v) for v in (*sides.values(), walls))
+    found = np.isfinite(left) & np.isfinite(right) & np.isfinite(walls)
     ratio = 0.
-    if len(left):
-        ratio = (np.percentile(left, 90) + np.percentile(right, 90) + 2) / np.median(walls[np.isfinite(walls)])
+    if found.any():
+        ratio = (np.percentile(left[found], 90) + np.percentile(right[found], 90) + 2) / np.median(walls[found])
     columns = np.r_[14:23, 41:50]
     bright = max(float(np.median(g[30:46, 29:36])), .05) / .80                  # undoes the exposure
     upper, lower = np.median(g[18:28, columns]) / bright, np.median(g[34:42, columns]) / bright

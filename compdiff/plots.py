@@ -55,11 +55,13 @@ def styled(function):
 
 
 @styled
-def preview(fig: Figure, dpi: int = 80, colours: int = 24) -> Image.Image:
+def preview(fig: Figure, dpi: int = 80, colours: int = 32) -> Image.Image:
     """The figure as a picture of few colours, so that a notebook that shows it stays small."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return Image.open(buffer).convert("RGB").quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    return (
+        Image.open(buffer).convert("RGB").quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )
 
 
 @styled
@@ -105,12 +107,18 @@ def absent(text: str, width: float = COLUMN) -> Figure:
 
 # --- the method ---------------------------------------------------------------------------------------------------
 def _box(ax, x: float, y: float, w: float, h: float, text: str, colour: str = "white") -> None:
-    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.08", fc=colour, ec="black", lw=0.7))
+    ax.add_patch(
+        FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.08", fc=colour, ec="black", lw=0.7)
+    )
     ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=7)
 
 
 def _arrow(ax, start: tuple[float, float], end: tuple[float, float], style: str = "-") -> None:
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=6, lw=0.7, linestyle=style, color="black", shrinkA=0, shrinkB=0))
+    ax.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=6, lw=0.7, linestyle=style, color="black", shrinkA=0, shrinkB=0
+        )
+    )
 
 
 @styled
@@ -137,7 +145,12 @@ def architecture(schema: Schema) -> Figure:
     _box(ax, 9.1, 1.2, 1.2, 1.75, "UNet\ncross-\nattention", "#EEEEEE")
     _box(ax, 7.0, 0.05, 1.85, 0.6, "auxiliary classifiers\none per attribute", "white")
     _box(ax, 4.0, 0.05, 2.3, 0.6, "consistency: h near Σ e\nKL: z near N(0, 1)", "white")
-    for start, end in (((5.23, 1.5), (5.62, 1.5)), ((6.93, 1.5), (7.32, 1.5)), ((8.53, 1.5), (9.07, 1.5)), ((8.53, 2.65), (9.07, 2.65))):
+    for start, end in (
+        ((5.23, 1.5), (5.62, 1.5)),
+        ((6.93, 1.5), (7.32, 1.5)),
+        ((8.53, 1.5), (9.07, 1.5)),
+        ((8.53, 2.65), (9.07, 2.65)),
+    ):
         _arrow(ax, start, end)
     for start, end in (((7.92, 1.17), (7.92, 0.68)), ((4.65, 1.17), (4.65, 0.68)), ((6.0, 1.17), (6.0, 0.68))):
         _arrow(ax, start, end, "--")
@@ -149,7 +162,9 @@ def architecture(schema: Schema) -> Figure:
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
-def gallery_cells(schema: Schema, counts: Mapping[str, int], held_out: Sequence[str] = (), columns: int = 12) -> list[tuple[int, ...]]:
+def gallery_cells(
+    schema: Schema, counts: Mapping[str, int], held_out: Sequence[str] = (), columns: int = 12
+) -> list[tuple[int, ...]]:
     """At most `columns` cells for the gallery: every category of the second attribute, the most and least common of the third,
     and of the first those with the most held-out cells, then the most common; in schema order."""
     cells = schema.cells()
@@ -167,16 +182,32 @@ def gallery_cells(schema: Schema, counts: Mapping[str, int], held_out: Sequence[
 
 
 @styled
-def gallery(images: Mapping[str, Mapping[str, np.ndarray]], columns: Sequence[str], held_out: Sequence[str], title: str) -> Figure:
+def gallery(
+    images: Mapping[str, Mapping[str, np.ndarray]], columns: Sequence[str], held_out: Sequence[str], title: str
+) -> Figure:
     """Rows of images {row title: {cell name: uint8 [S, S]}}, one column per cell; held-out cells' names stand in red italics."""
     left, top = 0.95, 0.66
     side = (PAGE - left) / max(len(columns), 6)
     fig = Figure(figsize=(left + side * len(columns), top + side * len(images)))
     width, height = fig.get_size_inches()
     for r, (row, pictures) in enumerate(images.items()):
-        fig.text((left - 0.06) / width, 1 - (top + (r + 0.5) * side) / height, row.replace(" (", "\n(").replace(" + ", " +\n"), ha="right", va="center", fontsize=7)
+        fig.text(
+            (left - 0.06) / width,
+            1 - (top + (r + 0.5) * side) / height,
+            row.replace(" (", "\n(").replace(" + ", " +\n"),
+            ha="right",
+            va="center",
+            fontsize=7,
+        )
         for c, name in enumerate(columns):
-            ax = fig.add_axes(((left + c * side) / width, 1 - (top + (r + 1) * side) / height, 0.97 * side / width, 0.97 * side / height))
+            ax = fig.add_axes(
+                (
+                    (left + c * side) / width,
+                    1 - (top + (r + 1) * side) / height,
+                    0.97 * side / width,
+                    0.97 * side / height,
+                )
+            )
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             if name in pictures:
@@ -203,7 +234,11 @@ def _error(row: Mapping[str, object]) -> np.ndarray:
 @styled
 def quality_bars(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
     """FID and KID of every method and control, and attribute accuracy beside the judge's own score, with intervals."""
-    metrics = [Item("quality", "FID"), Item("quality", "KID"), *(Item("alignment", f"accuracy:{a}") for a in schema.names)]
+    metrics = [
+        Item("quality", "FID"),
+        Item("quality", "KID"),
+        *(Item("alignment", f"accuracy:{a}") for a in schema.names),
+    ]
     metrics = [m for m in metrics if any(m.of(results, k) is not None for k in methods_in(results, (m.stage,)))]
     if not metrics:
         return absent("quality: not available")
@@ -215,23 +250,46 @@ def quality_bars(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
             if row is None or pd.isna(row["value"]):
                 ax.text(0.02, y, "n/a", va="center", color=GREY, fontsize=6, transform=ax.get_yaxis_transform())
                 continue
-            ax.errorbar(row["value"], y, xerr=_error(row), fmt=MARKER.get(key, "|"), color=COLOUR.get(key, GREY), ms=4, capsize=2, lw=1)
+            ax.errorbar(
+                row["value"],
+                y,
+                xerr=_error(row),
+                fmt=MARKER.get(key, "|"),
+                color=COLOUR.get(key, GREY),
+                ms=4,
+                capsize=2,
+                lw=1,
+            )
         rows = [r for r in (item.of(results, k) for k in keys) if r is not None]
         sizes = {f"{r['n']:.0f}" for r in rows if pd.notna(r["n"])}
-        ax.set(title=f"{item.label(results)}\nn = {'-'.join(sorted(sizes, key=int))}" if len(sizes) <= 2 else item.label(results), yticks=range(len(keys)))
+        ax.set(
+            title=f"{item.label(results)}\nn = {'-'.join(sorted(sizes, key=int))}"
+            if len(sizes) <= 2
+            else item.label(results),
+            yticks=range(len(keys)),
+        )
         ax.set_yticklabels([TITLES[k].split(" (the")[0] for k in keys])
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="x", lw=0.3)
     ax.invert_yaxis()
     seeds = int(results["seeds"].max())
-    fig.suptitle(f"Quality and requested attributes (synthetic against {kind}; " + ("95 % intervals, n = 1 seed)" if seeds <= 1 else f"bars: std of {seeds} seeds)"), fontsize=8)
+    fig.suptitle(
+        f"Quality and requested attributes (synthetic against {kind}; "
+        + ("95 % intervals, n = 1 seed)" if seeds <= 1 else f"bars: std of {seeds} seeds)"),
+        fontsize=8,
+    )
     return fig
 
 
 @styled
 def subgroup_fid(results: pd.DataFrame, kind: str) -> Figure:
     """FID of each subgroup against its number of images, which alone raises it; KID beside it, which it does not."""
-    here = results[(results["stage"] == "quality") & (results["setting"] == "test") & results["value"].notna() & (results["group"] != "")]
+    here = results[
+        (results["stage"] == "quality")
+        & (results["setting"] == "test")
+        & results["value"].notna()
+        & (results["group"] != "")
+    ]
     keys = [m for m in methods_in(here, ("quality",)) if m in config.METHODS]
     metrics = [m for m in ("FID", "KID") if (here["metric"] == m).any()]
     if not keys or not metrics:
@@ -240,18 +298,48 @@ def subgroup_fid(results: pd.DataFrame, kind: str) -> Figure:
     for ax, metric in zip(np.atleast_1d(fig.subplots(1, len(metrics))), metrics, strict=True):
         for key in keys:
             part = here[(here["metric"] == metric) & (here["method"] == key)]
-            ax.scatter(part["n"], part["value"], s=11, color=COLOUR[key], marker=MARKER[key], label=TITLES[key], alpha=0.8, lw=0)
-        ax.set(xscale="log", xlabel=f"images in the group (n); synthetic against {kind}", ylabel=Item("quality", metric).label(results))
-        ax.set_title("FID: small groups score worse by size alone" if metric == "FID" else "KID: unbiased in the group's size")
+            ax.scatter(
+                part["n"],
+                part["value"],
+                s=11,
+                color=COLOUR[key],
+                marker=MARKER[key],
+                label=TITLES[key],
+                alpha=0.8,
+                lw=0,
+            )
+        ax.set(
+            xscale="log",
+            xlabel=f"images in the group (n), synthetic and {kind}",
+            ylabel=Item("quality", metric).label(results),
+        )
+        ax.set_title(
+            "FID: small groups score worse by size alone" if metric == "FID" else "KID: unbiased in the group's size"
+        )
         low, high = here["n"].min(), here["n"].max()
         ticks = [t for p in range(7) for t in (10**p, 3 * 10**p) if 0.5 * low <= t <= 2 * high]
         ax.set_xticks(ticks, [str(t) for t in ticks])
         ax.set_xlim(0.7 * low, 1.4 * high)
         if low < MIN_IMAGES < high:
             ax.axvline(MIN_IMAGES, color=GREY, lw=0.6, ls=":")
-            ax.text(MIN_IMAGES, 1, "ineligible ", ha="right", va="top", color=GREY, fontsize=6, transform=ax.get_xaxis_transform())
+            ax.text(
+                MIN_IMAGES,
+                1,
+                "ineligible ",
+                ha="right",
+                va="top",
+                color=GREY,
+                fontsize=6,
+                transform=ax.get_xaxis_transform(),
+            )
         ax.minorticks_off()
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(keys)), handletextpad=0.2, columnspacing=1)
+    fig.legend(
+        *ax.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(5, len(keys)),
+        handletextpad=0.2,
+        columnspacing=1,
+    )
     return fig
 
 
@@ -292,7 +380,12 @@ def uncertainty(frame: pd.DataFrame | None, held_out: Sequence[str], kind: str) 
     top = max(10, int(frame["train_n"].max()))
     ticks = [0, *(10**p for p in range(int(np.log10(top)) + 1))]
     ax.set_xticks(ticks, [str(t) for t in ticks])
-    ax.set(xlim=(-0.3, 1.6 * top), xlabel=f"training images of the cell ({kind})", ylabel="mean σ of z", title=f"HCN's uncertainty, n = {len(frame)} cells")
+    ax.set(
+        xlim=(-0.3, 1.6 * top),
+        xlabel=f"training images of the cell ({kind})",
+        ylabel="mean σ of z",
+        title=f"HCN's uncertainty, n = {len(frame)} cells",
+    )
     ax.minorticks_off()
     ax.legend(loc="best", handletextpad=0.2)
     return fig
@@ -306,7 +399,9 @@ def downstream_gaps(results: pd.DataFrame, kind: str) -> Figure:
     """Classifiers on real test images: overall AUROC and each gap between groups, per strategy and generator."""
     here = results[(results["stage"] == "downstream") & (results["group"] == "") & results["value"].notna()]
     names = list(here[["metric", "group_kind"]].drop_duplicates().itertuples(index=False, name=None))
-    shown = [n for n in names if n == ("macro AUROC", "overall")] + [(m, k) for m, k in names if m in GAPS and k != "overall"]
+    shown = [n for n in names if n == ("macro AUROC", "overall")] + [
+        (m, k) for m, k in names if m in GAPS and k != "overall"
+    ]
     if not shown:
         return absent("downstream gaps: not available")
     pairs = set(here[["setting", "method"]].itertuples(index=False, name=None))
@@ -317,8 +412,21 @@ def downstream_gaps(results: pd.DataFrame, kind: str) -> Figure:
         for y, key in enumerate(rows):
             if key in part.index:
                 row = part.loc[key].to_dict()
-                ax.errorbar(row["value"], y, xerr=_error(row), fmt=MARKER.get(key[1], "o"), color=COLOUR.get(key[1], GREY), ms=4, capsize=2, lw=1)
-        ax.set(yticks=range(len(rows)), title=metric.replace(" macro", "\nmacro").replace("gap under", "gap\nunder") + ("" if group == "overall" else f"\n{group}"))
+                ax.errorbar(
+                    row["value"],
+                    y,
+                    xerr=_error(row),
+                    fmt=MARKER.get(key[1], "o"),
+                    color=COLOUR.get(key[1], GREY),
+                    ms=4,
+                    capsize=2,
+                    lw=1,
+                )
+        ax.set(
+            yticks=range(len(rows)),
+            title=metric.replace(" macro", "\nmacro").replace("gap under", "gap\nunder")
+            + ("" if group == "overall" else f"\n{group}"),
+        )
         ax.set_yticklabels([f"{s}  {downstream_title(m)}" for s, m in rows])
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="x", lw=0.3)
@@ -334,9 +442,24 @@ def interaction_dial(by_dial: pd.DataFrame, kind: str) -> Figure:
     fig = figure(COLUMN, 2.4)
     ax = fig.subplots()
     for i, (key, part) in enumerate(by_dial.groupby("method", sort=False)):
-        part = part.sort_values("dial").assign(dial=lambda p, i=i: p["dial"] + 0.012 * i)  # apart, so that no interval hides another
+        part = part.sort_values("dial").assign(
+            dial=lambda p, i=i: p["dial"] + 0.012 * i
+        )  # apart, so that no interval hides another
         error = np.hstack([_error(row) for row in part.to_dict("records")])
-        ax.errorbar(part["dial"], part["value"], yerr=error, color=COLOUR[key], marker=MARKER[key], ms=4, capsize=2, label=TITLES[key])
-    ax.set(xlabel="interaction of the attributes (0 = additive)", ylabel="KID-lite0, held-out cells", title=f"Zero-shot error ({kind}), n = {by_dial['n'].min():.0f}")
+        ax.errorbar(
+            part["dial"],
+            part["value"],
+            yerr=error,
+            color=COLOUR[key],
+            marker=MARKER[key],
+            ms=4,
+            capsize=2,
+            label=TITLES[key],
+        )
+    ax.set(
+        xlabel="interaction of the attributes (0 = additive)",
+        ylabel="KID-lite0, held-out cells",
+        title=f"Zero-shot error ({kind}), n = {by_dial['n'].min():.0f}",
+    )
     ax.legend()
     return fig

@@ -16,7 +16,13 @@ ITEMS = (  # paper item, table file, panel ("" = any), columns that begin with, 
     ("Table 1, FID", "table1", "Quality", "FID-", "06, 08"),
     ("Table 1, ES-FID", "table1", "Equity", "ES-FID-", "06, 08"),
     ("Table 1, disease AUROC", "table1", "What was asked for", "disease AUROC", "06, 08"),
-    ("Figure, attribute accuracy", "table1", "What was asked for", ("age accuracy", "sex accuracy", "race accuracy", "view accuracy"), "06, 08"),
+    (
+        "Figure, attribute accuracy",
+        "table1",
+        "What was asked for",
+        ("age accuracy", "sex accuracy", "race accuracy", "view accuracy"),
+        "06, 08",
+    ),
 )
 SHOWN = ("text", "fairdiffusion", "hcn")  # the three methods that the paper compares
 WHOLE_TABLES = (
@@ -34,7 +40,12 @@ def command(dataset: str) -> str:
 
 def _read(file: Path) -> pd.DataFrame:
     text = dict.fromkeys(("panel", "key", "row", "column", "note"), str)
-    return pd.read_csv(file, dtype=text, keep_default_na=False, na_values={c: [""] for c in ("value", "lo", "hi", "std", "seeds", "n", "n_ref")})
+    return pd.read_csv(
+        file,
+        dtype=text,
+        keep_default_na=False,
+        na_values={c: [""] for c in ("value", "lo", "hi", "std", "seeds", "n", "n_ref")},
+    )
 
 
 def _three(table: pd.DataFrame, panel: str, column: str) -> str:
@@ -42,9 +53,15 @@ def _three(table: pd.DataFrame, panel: str, column: str) -> str:
     found = []
     for key in SHOWN:
         here = table[(table["panel"] == panel) & (table["key"] == key) & (table["column"] == column)]
-        entry = here.iloc[0].to_dict() | {"n": float("nan")} if len(here) else {"value": float("nan"), "note": NOT_AVAILABLE}
+        entry = (
+            here.iloc[0].to_dict() | {"n": float("nan")}
+            if len(here)
+            else {"value": float("nan"), "note": NOT_AVAILABLE}
+        )
         found.append(shown(entry))
-    return found[0] if len(set(found)) == 1 else " / ".join(found)
+    if len(set(found)) > 1:
+        return " / ".join(found)
+    return found[0] if found[0] in (NOT_IN_RECORD, NOT_AVAILABLE) else f"all three {found[0]}"
 
 
 def item_rows(dataset: str, folder: Path) -> list[dict[str, str]]:
@@ -53,7 +70,7 @@ def item_rows(dataset: str, folder: Path) -> list[dict[str, str]]:
         table = _read(folder / f"{file}.csv")
         here = table[table["panel"] == panel]
         for column in [c for c in here["column"].unique() if c.startswith(prefix) and not c.endswith("published")]:
-            sizes = here.loc[here["column"] == column, "n"].dropna()
+            sizes = here.loc[(here["column"] == column) & here["key"].isin(SHOWN), "n"].dropna()
             paper = f"{column}, published"
             rows.append({"paper item": f"{dataset}: {title}", "notebook": notebook, "command": command(dataset),
                          "published": _three(table, panel, paper) if paper in set(here["column"]) else NOT_IN_RECORD,
@@ -85,7 +102,9 @@ def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
     steps: optimiser steps of all its trainings; images: made (01, 05) or seen in training (steps x batch).
     """
     rows = []
-    files = sorted(Path(root).glob("notebooks/*.run.json")) + sorted(f for s in seeds for f in Path(root).glob(f"seed{s}/notebooks/*.run.json"))
+    files = sorted(Path(root).glob("notebooks/*.run.json")) + sorted(
+        f for s in seeds for f in Path(root).glob(f"seed{s}/notebooks/*.run.json")
+    )
     for file in files:
         run = record.read_run(file)
         if run is None:
@@ -101,7 +120,9 @@ def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame(columns=["dataset", "stage", "runs", "steps", "images", "minutes", "peak MiB", "cores"])
     sums = pd.DataFrame(rows).groupby("stage", as_index=False)
-    table = sums.agg({"runs": "sum", "steps": "sum", "images": "sum", "minutes": "sum", "peak MiB": "max", "cores": "max"})
+    table = sums.agg(
+        {"runs": "sum", "steps": "sum", "images": "sum", "minutes": "sum", "peak MiB": "max", "cores": "max"}
+    )
     return table.assign(dataset=dataset)[["dataset", *table.columns]]
 
 

@@ -61,7 +61,9 @@ def accuracy_gates(results: pd.DataFrame, schema: Schema) -> list[Finding]:
         share = f", {100 * ours['value'] / judge['value']:.0f} % of it" if known and judge["value"] > 0 else ""
         share += "; the judge itself is no better than with shuffled attributes" if blind else ""
         holds = bool(ours["value"] >= SHARE_OF_JUDGE * judge["value"]) if known and not blind else None
-        out.append(Finding("accuracy", method, holds, f"{name}: {said(ours)}; judge on real test images {said(judge)}{share}"))
+        out.append(
+            Finding("accuracy", method, holds, f"{name}: {said(ours)}; judge on real test images {said(judge)}{share}")
+        )
         known = _known(ours, shuffled) and pd.notna(ours["lo"])
         out.append(Finding("above shuffled", method, bool(ours["lo"] > shuffled["value"]) if known else None,
                            f"{name}: {said(ours)}; shuffled attributes {said(shuffled)}"))  # fmt: skip
@@ -90,7 +92,9 @@ def copy_gates(results: pd.DataFrame) -> list[Finding]:
             if _known(ours, copy) and pd.notna(ours["lo"]) and pd.notna(copy["lo"]):
                 apart.append(_apart(ours, copy))
                 texts.append(f"{metric} {said(ours)}; copy {said(copy)}")
-        out.append(Finding("told apart from a copy", method, any(apart) if apart else None, "; ".join(texts) or NOT_AVAILABLE))
+        out.append(
+            Finding("told apart from a copy", method, any(apart) if apart else None, "; ".join(texts) or NOT_AVAILABLE)
+        )
     return out
 
 
@@ -112,16 +116,33 @@ def differences(results: pd.DataFrame, schema: Schema) -> pd.DataFrame:
     for (stage, metric), (a, b) in product(compared, combinations(trained(results), 2)):
         item = Item(stage, metric)
         va, vb = item.of(results, a), item.of(results, b)
-        paired = Item("difference", f"{metric} minus {b}").of(results, a) or Item("difference", f"{metric} minus {a}").of(results, b)
+        paired = Item("difference", f"{metric} minus {b}").of(results, a) or Item(
+            "difference", f"{metric} minus {a}"
+        ).of(results, b)
         if not _known(va, vb):
             verdict, rests = "cannot be said", NOT_AVAILABLE
         elif paired is not None and pd.notna(paired["lo"]):
-            verdict, rests = "within noise" if paired["lo"] <= 0 <= paired["hi"] else "apart", f"paired difference {said(paired)}"
+            verdict, rests = (
+                "within noise" if paired["lo"] <= 0 <= paired["hi"] else "apart",
+                f"paired difference {said(paired)}",
+            )
         elif pd.isna(va["lo"]) or pd.isna(vb["lo"]):
             verdict, rests = "cannot be said", "no interval"
         else:
-            verdict, rests = ("apart", "intervals do not touch") if _apart(va, vb) else ("within noise", "intervals overlap")
-        rows.append({"a": a, "b": b, "metric": item.label(results), "value a": said(va), "value b": said(vb), "verdict": verdict, "rests on": rests})
+            verdict, rests = (
+                ("apart", "intervals do not touch") if _apart(va, vb) else ("within noise", "intervals overlap")
+            )
+        rows.append(
+            {
+                "a": a,
+                "b": b,
+                "metric": item.label(results),
+                "value a": said(va),
+                "value b": said(vb),
+                "verdict": verdict,
+                "rests on": rests,
+            }
+        )
     return pd.DataFrame(rows, columns=["a", "b", "metric", "value a", "value b", "verdict", "rests on"])
 
 
@@ -143,7 +164,11 @@ def gate_lines(found: Sequence[Finding]) -> list[str]:
     lines = []
     for gate, heading in HEADINGS.items():
         mine = [f for f in found if f.gate == gate]
-        tally = "; ".join(f"{word} in {sum(f.holds is v for f in mine)} of {len(mine)}" for v, word in WORDS.items() if any(f.holds is v for f in mine))
+        tally = "; ".join(
+            f"{word} in {sum(f.holds is v for f in mine)} of {len(mine)}"
+            for v, word in WORDS.items()
+            if any(f.holds is v for f in mine)
+        )
         lines += [f"### {heading}", "", f"{tally or NOT_AVAILABLE}.", ""]
         lines += [f"- {TITLES[f.method]}: **{WORDS[f.holds]}** - {f.text}" for f in mine] + [""]
     return lines
@@ -154,7 +179,13 @@ def difference_lines(table: pd.DataFrame) -> list[str]:
     for metric, part in table.groupby("metric", sort=False):
         noise = [f"{TITLES[r.a]} / {TITLES[r.b]}" for r in part.itertuples() if r.verdict == "within noise"]
         unsaid = int((part["verdict"] == "cannot be said").sum())
-        lines += [f"### {metric}", "", f"{len(noise)} of {len(part)} pairs are within noise" + (f", {unsaid} cannot be said" if unsaid else "") + "."]
+        lines += [
+            f"### {metric}",
+            "",
+            f"{len(noise)} of {len(part)} pairs are within noise"
+            + (f", {unsaid} cannot be said" if unsaid else "")
+            + ".",
+        ]
         lines += [f"Within noise: {'; '.join(noise)}."] if noise else []
         lines += [f"- apart: {TITLES[row['a']]} {row['value a']}, {TITLES[row['b']]} {row['value b']} ({row['rests on']})"
                   for row in part[part["verdict"] == "apart"].to_dict("records")] + [""]  # fmt: skip
@@ -166,16 +197,36 @@ def downstream_lines(results: pd.DataFrame) -> list[str]:
     here = results[(results["stage"] == "difference") & (results["metric"] == "macro AUROC minus 1a")]
     lines = ["## Downstream: macro AUROC against real images only (1a)", ""] if len(here) else []
     for row in here.to_dict("records"):
-        verdict = "cannot be said" if pd.isna(row["lo"]) else "within noise" if row["lo"] <= 0 <= row["hi"] else "above" if row["value"] > 0 else "below"
+        verdict = (
+            "cannot be said"
+            if pd.isna(row["lo"])
+            else "within noise"
+            if row["lo"] <= 0 <= row["hi"]
+            else "above"
+            if row["value"] > 0
+            else "below"
+        )
         lines.append(f"- {row['setting']} {TITLES.get(row['method'], row['method'])}: **{verdict}** - {said(row)}")
     return lines
 
 
 def report(results: pd.DataFrame, schema: Schema, title: str, kind: str, seeds: Sequence[int]) -> str:
     """The page figures/<dataset>/report.md. `results`: from `tables.over_seeds`; kind: "phantoms" or "real images"."""
-    many = f"{len(seeds)} training seeds" if len(seeds) > 1 else "n = 1 training seed: nothing here says how much another seed would differ"
-    lines = [f"# {title}: what the numbers say", "", f"Made from the tables, not typed. {kind.capitalize()}; {many}.", ""]
+    many = (
+        f"{len(seeds)} training seeds"
+        if len(seeds) > 1
+        else "n = 1 training seed: nothing here says how much another seed would differ"
+    )
+    lines = [
+        f"# {title}: what the numbers say",
+        "",
+        f"Made from the tables, not typed. {kind.capitalize()}; {many}.",
+        "",
+    ]
     lines += ["## Gates", "", *gate_lines(findings(results, schema)), "## Differences between methods", ""]
-    lines += ["Within noise = the paired difference's interval holds 0 or, where none was computed, the two 95 % intervals touch.", ""]
+    lines += [
+        "Within noise = the paired difference's interval holds 0 or, where none was computed, the two 95 % intervals touch.",
+        "",
+    ]
     lines += [*difference_lines(differences(results, schema)), *downstream_lines(results)]
     return "\n".join(lines).rstrip() + "\n"

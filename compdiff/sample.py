@@ -100,7 +100,7 @@ def save_png(path: Path, image: np.ndarray) -> None:
     """Grey uint8 [S, S] -> PNG whose metadata says that it is synthetic."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Description", LABEL)
-    with record.atomic(path) as temporary:
+    with record.atomic(path, durable=False) as temporary:
         Image.fromarray(image).save(temporary, format="PNG", pnginfo=info)
 
 

@@ -47,6 +47,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "02_train_hcn", "seed", ("01_data_prep",), outputs=TRAINED, settings=("train", "hcn"), files=BASE,
         trains=("hcn", "hcn_age_from_prompt", "hcn_no_aux", "hcn_no_consistency"), loads=("hcn",),
+        may_write=("seed{seed}/train/hcn/uncertainty.csv",),
     ),
     Stage(
         "03_train_baselines", "seed", ("01_data_prep",), outputs=TRAINED, settings=("train", "hcn"), files=BASE,
@@ -55,25 +56,27 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "04_fairdiffusion", "seed", ("01_data_prep",), outputs=TRAINED, settings=("train", "hcn", "fair"), files=BASE,
         trains=("fairdiffusion", "hcn_fairdiffusion"), loads=("fairdiffusion", "hcn"),
+        may_write=("seed{seed}/train/{method}/sigma.csv",),
     ),
     Stage(
         "05_generation", "seed", ("01_data_prep", *TRAINERS), settings=("sample",), files=BASE,
         loads=("hcn", "flat", "fairdiffusion"),
         outputs=("seed{seed}/generated/{method}/*/samples.csv", "seed{seed}/generated/{method}/*/images/",
-                 "seed{seed}/generated/untrained/*/samples.csv"),
+                 "seed{seed}/generated/untrained/*/samples.csv", "seed{seed}/generated/untrained/*/images/"),
     ),
     Stage(
-        "06_metrics", "seed", ("01_data_prep", "05_generation"), settings=("evaluate",), files=BASE,
-        outputs=("seed{seed}/results/06_metrics.csv",),
+        "06_metrics", "seed", ("01_data_prep", "05_generation"), settings=("evaluate", "base_model"), files=BASE,
+        outputs=("seed{seed}/results/06_metrics.csv",), may_write=("seed{seed}/judge/*",),
     ),
     Stage(
         "07_downstream", "seed", ("01_data_prep", "05_generation"), settings=("evaluate",),
         parameters=(*SHARED, "strategies"), outputs=("seed{seed}/results/07_downstream.csv",),
+        may_write=("seed{seed}/downstream/*/predictions.csv",),
     ),
     Stage(
         "08_figures", "seeds", ("01_data_prep", *TRAINERS, "05_generation", "06_metrics", "07_downstream"),
         parameters=("dataset", "profile", "seeds", "runs", "methods", "figures"),
-        outputs=("table1.csv", "*.md", "*.tex", "*.svg", "*.png"), to_figures=True,
+        outputs=("table1.csv", "*.csv", "*.md", "*.tex", "*.svg", "*.png"), to_figures=True,
         files=("compdiff/*.csv", "data_manifests/*.csv"),
     ),
 )  # fmt: skip

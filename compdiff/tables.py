@@ -32,17 +32,19 @@ ABLATION = ("flat", "flat_separate", "hcn", "hcn_no_aux", "hcn_no_consistency", 
 CELL_COLUMNS = ("panel", "key", "row", "column", "value", "lo", "hi", "std", "seeds", "n", "n_ref", "note")  # fmt: skip
 IDENTITY = [c for c in record.RESULT_COLUMNS if c not in ("seed", "value", "lo", "hi", "n", "n_ref", "note")]
 HELD_OUT = {"held_out": "all held-out cells", "seen": "all other cells"}  # groups of the kind held_out
-COMPARABLE = (
-    "Published columns: other data, image size and feature extractor. Compare the direction between methods, never the size of a number."
-)
+COMPARABLE = "Published columns: other data, image size and feature extractor. Compare the direction between methods, never the size of a number."
 ES_FID = "ES-FID = FID (1 + mean over groups of |FID_group - FID| / FID); the papers' code gives no formula, this one fits their numbers."
-SEX_NAMES = "The reference metric code and its labels disagree on sex: Male and Female may be swapped in the published columns."
+SEX_NAMES = (
+    "The reference metric code and its labels disagree on sex: Male and Female may be swapped in the published columns."
+)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 def published() -> pd.DataFrame:
     """The numbers of the papers' public pages: source, table, modality, method, group, metric, value, std, caution."""
-    return pd.read_csv(PUBLISHED, dtype={"table": str, "group": str}, keep_default_na=False, na_values={"value": [""], "std": [""]})
+    return pd.read_csv(
+        PUBLISHED, dtype={"table": str, "group": str}, keep_default_na=False, na_values={"value": [""], "std": [""]}
+    )
 
 
 def with_disease_auroc(frame: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +97,9 @@ class Item:
         here = results[(results["stage"] == self.stage) & (results["metric"] == self.metric)]
         extractors = [e for e in here["extractor"].unique() if e and e != "pixels"] if self.stage == "quality" else []
         metric = " ".join(reversed(self.metric.split(":", 1)))  # accuracy:sex -> sex accuracy
-        return " ".join(filter(None, ["-".join([metric, *extractors]), "" if self.kind in ("overall", "cell") else self.kind]))
+        return " ".join(
+            filter(None, ["-".join([metric, *extractors]), "" if self.kind in ("overall", "cell") else self.kind])
+        )
 
 
 def cell(panel: str, key: str, row: str, column: str, number: Mapping[str, object] | None) -> dict[str, object]:
@@ -104,7 +108,9 @@ def cell(panel: str, key: str, row: str, column: str, number: Mapping[str, objec
     return base | {c: number[c] for c in CELL_COLUMNS[4:]} if number is not None else base
 
 
-def paper_cell(panel: str, key: str, row: str, column: str, modality: str, metric: str, group: str) -> dict[str, object]:
+def paper_cell(
+    panel: str, key: str, row: str, column: str, modality: str, metric: str, group: str
+) -> dict[str, object]:
     """One published number as a cell, or "not in the record"."""
     table, method = published(), PUBLISHED_METHOD.get(key, "")
     wanted = {"modality": modality, "method": method, "metric": metric, "group": group}
@@ -131,16 +137,26 @@ def methods_in(results: pd.DataFrame, stages: Sequence[str]) -> list[str]:
 def table1_items(schema: Schema, results: pd.DataFrame) -> dict[str, list[Item]]:
     """Panels of Table 1: title -> its columns."""
     similar = [m for m in results.loc[results["stage"] == "quality", "metric"].unique() if m.startswith("MS-SSIM")]
-    quality = [Item("quality", "FID", paper=("FID", "overall")), Item("quality", "KID"), Item("quality", "precision"), Item("quality", "recall")]
+    quality = [
+        Item("quality", "FID", paper=("FID", "overall")),
+        Item("quality", "KID"),
+        Item("quality", "precision"),
+        Item("quality", "recall"),
+    ]
     quality += [Item("quality", m, paper=None) for m in similar]
     equity = [Item("quality", "ES-FID", a, paper=("ES-FID", a)) for a in schema.names]
-    matched = [Item("quality", "FID-matched"), *(Item("quality", m, a) for m in ("ES-FID-matched", "ES-KID") for a in schema.names)]
+    matched = [
+        Item("quality", "FID-matched"),
+        *(Item("quality", m, a) for m in ("ES-FID-matched", "ES-KID") for a in schema.names),
+    ]
     asked = [Item("alignment", f"accuracy:{a}", paper=(f"{a} accuracy", "overall")) for a in schema.names]
     asked += [Item("alignment", "age RMSE", paper=("age RMSE", "overall"))] if "age" in schema.names else []
     asked += [Item("alignment", "disease AUROC", paper=("disease AUROC", "overall"))]
     measured = [m for m in results.loc[results["stage"] == "measured", "metric"].unique() if m.startswith("r:")]
     panels = {"Quality": quality, "Equity": equity, "Equity at one group size": matched, "What was asked for": asked}
-    return panels | ({"Measured against requested (correlation)": [Item("measured", m) for m in measured]} if measured else {})
+    return panels | (
+        {"Measured against requested (correlation)": [Item("measured", m) for m in measured]} if measured else {}
+    )
 
 
 def table1(results: pd.DataFrame, schema: Schema, modality: str) -> pd.DataFrame:
@@ -169,7 +185,10 @@ def cell_table(results: pd.DataFrame, names: Sequence[str], counts: Mapping[str,
         for kind, name in [*(("cell", n) for n in names), *extra]:
             row = HELD_OUT.get(name, name)
             train = {"value": counts.get(name, np.nan), "note": "", "seeds": 1}
-            cells.append({"panel": panel, "key": "", "row": row, "column": "training images"} | (train if kind == "cell" else {"note": "-"}))
+            cells.append(
+                {"panel": panel, "key": "", "row": row, "column": "training images"}
+                | (train if kind == "cell" else {"note": "-"})
+            )
             for key in [m for m in methods_in(results, (item.stage,)) if m in config.METHODS]:
                 here = Item(item.stage, item.metric, kind, name, item.setting)
                 cells.append(cell(panel, key, row, TITLES[key], here.of(results, key)))
@@ -182,10 +201,14 @@ def table2(results: pd.DataFrame, schema: Schema, counts: Mapping[str, int], mod
     """Intersections: FID and KID of every cell that has test images, with n; small cells say that they are ineligible."""
     held = set(results.loc[(results["stage"] == "quality") & (results["group_kind"] == "cell"), "group"])
     names = [n for n in map(schema.cell_name, schema.cells()) if n in held]
-    return cell_table(results, names, counts, modality, [Item("quality", "FID", "cell"), Item("quality", "KID", "cell")], "FID")
+    return cell_table(
+        results, names, counts, modality, [Item("quality", "FID", "cell"), Item("quality", "KID", "cell")], "FID"
+    )
 
 
-def table3(results: pd.DataFrame, schema: Schema, held_out: Sequence[str], counts: Mapping[str, int], modality: str) -> pd.DataFrame:
+def table3(
+    results: pd.DataFrame, schema: Schema, held_out: Sequence[str], counts: Mapping[str, int], modality: str
+) -> pd.DataFrame:
     """Zero-shot: the held-out cells alone and together, and all cells that were seen; accuracy = mean over the attributes."""
     items = [Item("quality", "FID", "cell"), Item("quality", "KID", "cell")]
     items += [Item("alignment", "accuracy", "cell")]
@@ -194,22 +217,34 @@ def table3(results: pd.DataFrame, schema: Schema, held_out: Sequence[str], count
     return cell_table(results, held_out, counts, modality, items, "zero-shot FID", extra)
 
 
-DOWNSTREAM = {"Overall": ("macro AUROC", "macro AUPRC", "underdiagnosis"), "By": ("gap macro AUROC", "ES-macro AUROC", "gap underdiagnosis")}
+DOWNSTREAM = {
+    "Overall": ("macro AUROC", "macro AUPRC", "underdiagnosis"),
+    "By": ("gap macro AUROC", "ES-macro AUROC", "gap underdiagnosis"),
+}
 
 
 def table4(results: pd.DataFrame) -> pd.DataFrame:
     """Downstream: one row per strategy and generator; means over findings, gaps between groups, underdiagnosis."""
     here = results[(results["stage"] == "downstream") & (results["group"] == "")]
     cells = []
-    for metric, kind in here[["metric", "group_kind"]].drop_duplicates().sort_values("group_kind", kind="stable", key=lambda k: k != "overall").to_numpy():
+    for metric, kind in (
+        here[["metric", "group_kind"]]
+        .drop_duplicates()
+        .sort_values("group_kind", kind="stable", key=lambda k: k != "overall")
+        .to_numpy()
+    ):
         panel = "Overall" if kind == "overall" else f"By {kind}"
         if metric not in DOWNSTREAM[panel.split()[0]]:
             continue
-        for setting, key in here[["setting", "method"]].drop_duplicates().sort_values("setting", kind="stable").to_numpy():
+        for setting, key in (
+            here[["setting", "method"]].drop_duplicates().sort_values("setting", kind="stable").to_numpy()
+        ):
             row = f"{setting} {downstream_title(key)}"
             cells.append(cell(panel, key, row, metric, Item("downstream", metric, kind, "", setting).of(here, key)))
             if kind == "overall":
-                cells.append({"panel": panel, "key": key, "row": row, "column": f"{metric}, published", "note": NOT_IN_RECORD})
+                cells.append(
+                    {"panel": panel, "key": key, "row": row, "column": f"{metric}, published", "note": NOT_IN_RECORD}
+                )
     return frame_of(cells)
 
 
@@ -231,12 +266,18 @@ def table5(results: pd.DataFrame, schema: Schema, by_dial: Mapping[float, pd.Dat
     if set(present) - {"flat", "hcn"}:
         for key in present:
             row = TITLES[key]
-            for item in [Item("quality", "FID"), Item("quality", "KID"), *(Item("alignment", f"accuracy:{a}") for a in schema.names)]:
+            for item in [
+                Item("quality", "FID"),
+                Item("quality", "KID"),
+                *(Item("alignment", f"accuracy:{a}") for a in schema.names),
+            ]:
                 cells.append(cell("Ablation", key, row, item.label(results), item.of(results, key)))
             for metric in ("FID", "KID"):
                 label = f"zero-shot {Item('quality', metric).label(results)}"
                 cells.append(cell("Ablation", key, row, label, zero_shot(results, metric, key)))
-            cells.append({"panel": "Ablation", "key": key, "row": row, "column": "FID, published", "note": NOT_IN_RECORD})
+            cells.append(
+                {"panel": "Ablation", "key": key, "row": row, "column": "FID, published", "note": NOT_IN_RECORD}
+            )
     for dial, frame in sorted((by_dial or {}).items()) if len(by_dial or {}) > 1 else ():
         for key in [m for m in methods_in(frame, ("quality",)) if m in config.METHODS]:
             panel = f"zero-shot {Item('quality', 'KID').label(frame)} by interaction"
@@ -264,8 +305,14 @@ def shown(entry: Mapping[str, object]) -> str:
     if pd.notna(entry["std"]):
         text = f"{number(value)} ({number(entry['std'])})"
     else:
-        text = f"{number(value)} [{number(entry['lo'])}, {number(entry['hi'])}]" if pd.notna(entry["lo"]) else number(value)
-    size = f"n = {entry['n']:.0f}" if pd.notna(entry["n"]) and entry["key"] and "published" not in entry["column"] else ""
+        text = (
+            f"{number(value)} [{number(entry['lo'])}, {number(entry['hi'])}]"
+            if pd.notna(entry["lo"])
+            else number(value)
+        )
+    size = (
+        f"n = {entry['n']:.0f}" if pd.notna(entry["n"]) and entry["key"] and "published" not in entry["column"] else ""
+    )
     text = f"{text} {DAGGER}" if is_inline(note) else text
     return f"{text}; {size}" if size else text
 
@@ -314,7 +361,15 @@ def seeds_note(table: pd.DataFrame) -> str:
 def markdown_table(text: pd.DataFrame, corner: str = "") -> str:
     head = [corner, *text.columns]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join([str(i), *map(str, row)]) + " |" for i, row in zip(text.index, text.to_numpy(), strict=True))])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                "| " + " | ".join([str(i), *map(str, row)]) + " |"
+                for i, row in zip(text.index, text.to_numpy(), strict=True)
+            ),
+        ]
+    )
 
 
 def markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
@@ -322,18 +377,27 @@ def markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {n}" for n in [seeds_note(table), *footnotes(table), *notes])]) + "\n"
 
 
-LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 
 
 def latex(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """One tabular (booktabs) per panel in a table environment."""
     escape = lambda s: str(s).translate(LATEX)  # noqa: E731
-    lines = [r"\begin{table}", r"\centering\scriptsize", rf"\caption{{{escape(title)}. {escape(' '.join([seeds_note(table), *footnotes(table), *notes]))}}}"]
+    lines = [
+        r"\begin{table}",
+        r"\centering\scriptsize",
+        rf"\caption{{{escape(title)}. {escape(' '.join([seeds_note(table), *footnotes(table), *notes]))}}}",
+    ]
     for panel in table["panel"].unique():
         text = wide(table, panel)
         lines += [rf"\textbf{{{escape(panel)}}}\\", rf"\begin{{tabular}}{{l{'r' * len(text.columns)}}}", r"\toprule"]
         lines += [" & ".join(["", *map(escape, text.columns)]) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(escape, [i, *row])) + r" \\" for i, row in zip(text.index, text.to_numpy(), strict=True)]
+        lines += [
+            " & ".join(map(escape, [i, *row])) + r" \\" for i, row in zip(text.index, text.to_numpy(), strict=True)
+        ]
         lines += [r"\bottomrule", r"\end{tabular}\par\medskip"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 

@@ -53,7 +53,7 @@ def test_the_cohort_lacks_the_held_out_cells_and_has_all_others(drawn):
 
 def test_the_prompts_carry_no_demographics(drawn):
     manifest, rows, _ = drawn
-    prompts = base.prompts_without_demographics(manifest, rows)
+    prompts = base.captions(manifest, rows)
     assert len(prompts) == N and len(set(prompts)) > 3
     assert all(row["findings"] in text for row, text in zip(rows, prompts, strict=True))
     schemas = (load_manifest(path.stem).schema for path in paths.MANIFESTS.glob("*.yaml"))
@@ -101,7 +101,7 @@ def test_latents_get_unit_deviation(model, drawn):
 
 def test_the_unet_is_trained_by_the_one_loop(model, drawn, tmp_path):
     manifest, rows, images = drawn
-    prompts = base.prompts_without_demographics(manifest, rows)
+    prompts = base.captions(manifest, rows)
     data = base.as_latents(model, images[:16], prompts[:16])
     before = {n: p.clone() for n, p in model.unet.state_dict().items()}
     base.train_unet(model, data, data, settings("smoke", steps=2, batch=4, microbatch=4), tmp_path / "run")

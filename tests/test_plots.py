@@ -15,7 +15,9 @@ RESULTS = tables.over_seeds(made_up())
 
 def history(steps=60):
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"step": np.arange(steps), "gap": rng.random(steps), "update": (np.arange(steps) % 30 == 29).astype(int)})
+    frame = pd.DataFrame(
+        {"step": np.arange(steps), "gap": rng.random(steps), "update": (np.arange(steps) % 30 == 29).astype(int)}
+    )
     for k, n in enumerate(SCHEMA.sizes):
         for c in range(n):
             frame[f"{SCHEMA.names[k]}={SCHEMA.attributes[k].categories[c]}"] = rng.random(steps)
@@ -25,13 +27,24 @@ def history(steps=60):
 def pictures():
     rng = np.random.default_rng(1)
     names = [SCHEMA.cell_name(c) for c in plots.gallery_cells(SCHEMA, COUNTS, HELD_OUT)]
-    return {row: {n: rng.integers(0, 255, (64, 64), dtype=np.uint8) for n in names} for row in ("phantom", "Text baseline", "HCN (CompDiff)")}, names
+    return {
+        row: {n: rng.integers(0, 255, (64, 64), dtype=np.uint8) for n in names}
+        for row in ("phantom", "Text baseline", "HCN (CompDiff)")
+    }, names
 
 
 def figures():
     images, names = pictures()
-    sigma = pd.DataFrame({"name": list(COUNTS), "sigma": np.linspace(0.5, 0.3, len(COUNTS)), "train_n": list(COUNTS.values())})
-    dial = pd.DataFrame([dict(dial=d, method=m, value=0.02 + 0.02 * d, lo=0.01, hi=0.06, std=np.nan, n=24) for d in (0, 0.5, 1) for m in ("flat", "hcn")])
+    sigma = pd.DataFrame(
+        {"name": list(COUNTS), "sigma": np.linspace(0.5, 0.3, len(COUNTS)), "train_n": list(COUNTS.values())}
+    )
+    dial = pd.DataFrame(
+        [
+            dict(dial=d, method=m, value=0.02 + 0.02 * d, lo=0.01, hi=0.06, std=np.nan, n=24)
+            for d in (0, 0.5, 1)
+            for m in ("flat", "hcn")
+        ]
+    )
     return {
         "architecture": lambda: plots.architecture(SCHEMA),
         "gallery": lambda: plots.gallery(images, names, HELD_OUT, "Phantoms and synthetic images, n = 1 per cell"),
@@ -70,7 +83,9 @@ def test_bars_stand_where_the_numbers_are():
     ax = fig.axes[0]
     drawn = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == plots.MARKER["flat"]]
     assert drawn == [22.0]
-    low, high = next(c for c in ax.collections if np.isclose(c.get_segments()[0][:, 0].mean(), 22.0)).get_segments()[0][:, 0]
+    low, high = next(c for c in ax.collections if np.isclose(c.get_segments()[0][:, 0].mean(), 22.0)).get_segments()[0][
+        :, 0
+    ]
     assert (low, high) == (20.0, 24.0)
 
 

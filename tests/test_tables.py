@@ -13,8 +13,12 @@ from compdiff.attributes import SCHEMAS
 
 SCHEMA = SCHEMAS["chest"]
 HELD_OUT = ["18-40 Female Asian", "80+ Male Hispanic"]
-COUNTS = {SCHEMA.cell_name(c): 0 if SCHEMA.cell_name(c) in HELD_OUT else 3 + 11 * i for i, c in enumerate(SCHEMA.cells())}
-FID = {"real_train": 5.0, "vae": 8.0, "untrained": 90.0, "shuffled": 20.0, "copy": 5.0} | {m: 20.0 + 2 * i for i, m in enumerate(config.MAIN_METHODS)}
+COUNTS = {
+    SCHEMA.cell_name(c): 0 if SCHEMA.cell_name(c) in HELD_OUT else 3 + 11 * i for i, c in enumerate(SCHEMA.cells())
+}
+FID = {"real_train": 5.0, "vae": 8.0, "untrained": 90.0, "shuffled": 20.0, "copy": 5.0} | {
+    m: 20.0 + 2 * i for i, m in enumerate(config.MAIN_METHODS)
+}
 
 
 def made_up(seeds=(0,), methods=config.MAIN_METHODS, cells=True) -> pd.DataFrame:
@@ -75,7 +79,13 @@ def test_numbers_have_no_exponent(value, text):
 def test_seeds_are_averaged_and_counted():
     three = tables.over_seeds(made_up((0, 1, 2)))
     row = tables.Item("quality", "FID").of(three, "text")
-    assert (row["value"], row["std"], row["seeds"], row["lo"], row["hi"]) == (21.0, 1.0, 3, 18.0, 24.0)  # by hand: 20, 21, 22
+    assert (row["value"], row["std"], row["seeds"], row["lo"], row["hi"]) == (
+        21.0,
+        1.0,
+        3,
+        18.0,
+        24.0,
+    )  # by hand: 20, 21, 22
     assert tables.shown({**row, "column": "FID", "key": "text", "n": np.nan}) == "21.0 (1.00)"
 
 
@@ -89,16 +99,25 @@ def test_table1_places_every_number(results):
     table = tables.table1(results, SCHEMA, "chest")
     text = tables.wide(table, "Quality")
     assert text.loc["Flat encoder", "FID-lite0 (n = 480)"] == "22.0 [20.0, 24.0]"
-    assert list(text.index) == [tables.TITLES[m] for m in [*config.MAIN_METHODS, "real_train", "vae", "untrained", "shuffled", "copy"]]
+    assert list(text.index) == [
+        tables.TITLES[m] for m in [*config.MAIN_METHODS, "real_train", "vae", "untrained", "shuffled", "copy"]
+    ]
     assert text.loc["HCN (CompDiff)", "FID-lite0, published"] == "64.3 (0.3)"
-    assert text.loc["Flat encoder", "FID-lite0, published"] == text.loc["Untrained", "FID-lite0, published"] == "not in the record"
+    assert (
+        text.loc["Flat encoder", "FID-lite0, published"]
+        == text.loc["Untrained", "FID-lite0, published"]
+        == "not in the record"
+    )
     assert "MS-SSIM-3 paired (n = 480)" in text.columns, "no extractor's name on a metric of pixels"
     asked = tables.wide(table, "What was asked for")
     assert asked.loc["Text baseline", "disease AUROC (n = 480)"] == "0.75"  # (0.8 + 0.7) / 2
     assert asked.loc["Untrained", "disease AUROC (n = 480)"] == "not available"
     assert asked.loc["Text baseline", "disease AUROC, published"].startswith("0.8")
     assert asked.loc["HCN (CompDiff)", "race accuracy (n = 480)"] == "0.6 [0.56, 0.64]"
-    assert tables.wide(table, "Measured against requested (correlation)").loc["Flat encoder", "heart r (n = 480)"] == "0.7 [0.6, 0.8]"
+    assert (
+        tables.wide(table, "Measured against requested (correlation)").loc["Flat encoder", "heart r (n = 480)"]
+        == "0.7 [0.6, 0.8]"
+    )
 
 
 def test_published_numbers_are_the_records_and_only_those():
@@ -106,7 +125,11 @@ def test_published_numbers_are_the_records_and_only_those():
     import csv
 
     with open(tables.PUBLISHED) as file:
-        rows = [r for r in csv.DictReader(file) if r["table"] == "1" and r["modality"] == "fundus" and r["method"] == "compdiff"]
+        rows = [
+            r
+            for r in csv.DictReader(file)
+            if r["table"] == "1" and r["modality"] == "fundus" and r["method"] == "compdiff"
+        ]
     fundus = SCHEMAS["fundus"]
     table = tables.table1(tables.over_seeds(made_up()), fundus, "fundus")
     ours = table[(table["key"] == "hcn") & table["column"].str.endswith("published") & table["value"].notna()]
@@ -144,7 +167,13 @@ def test_ablation_table_only_with_ablation_methods(results):
 def test_downstream_table(results):
     table = tables.table4(results)
     text = tables.wide(table, "Overall")
-    assert list(text.index) == ["1a real images only", "1b Text baseline", "1b HCN (CompDiff)", "2b Text baseline", "2b HCN (CompDiff)"]
+    assert list(text.index) == [
+        "1a real images only",
+        "1b Text baseline",
+        "1b HCN (CompDiff)",
+        "2b Text baseline",
+        "2b HCN (CompDiff)",
+    ]
     assert text.loc["1b HCN (CompDiff)", "macro AUROC (n = 480)"] == "0.8 [0.77, 0.83]"
     assert set(text["macro AUROC, published"]) == {"not in the record"}
     assert tables.footnotes(table) == ["macro AUROC: mean of No Finding, Pneumothorax."]
@@ -155,7 +184,9 @@ def test_latex_and_markdown_have_the_same_cells(results, tmp_path):
     tables.write(table, tmp_path, "table1", "Table 1 & co", ["50 % of a_b"])
     tex, md = (tmp_path / "table1.tex").read_text(), (tmp_path / "table1.md").read_text()
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == md.count("\n## ") == 5
-    assert r"Table 1 \& co" in tex and r"50 \% of a\_b" in tex and "22.0 [20.0, 24.0]" in tex and "22.0 [20.0, 24.0]" in md
+    assert (
+        r"Table 1 \& co" in tex and r"50 \% of a\_b" in tex and "22.0 [20.0, 24.0]" in tex and "22.0 [20.0, 24.0]" in md
+    )
     bodies = [line for line in tex.splitlines() if line.endswith(r" \\")]
     assert len(bodies) == md.count("\n| "), "one LaTeX line per Markdown row and head"
     assert md.count("n = 1 seed") == 1
@@ -166,7 +197,9 @@ def test_latex_and_markdown_have_the_same_cells(results, tmp_path):
 # --- sentences ------------------------------------------------------------------------------------------------------
 def test_gates_fall_either_way(results):
     found = {(f.gate, f.method, f.text.split(":")[0]): f.holds for f in report.findings(results, SCHEMA)}
-    assert found["accuracy", "hcn", "age"] is True and found["accuracy", "hcn", "race"] is False  # .85 and .6 against .9 x .9
+    assert (
+        found["accuracy", "hcn", "age"] is True and found["accuracy", "hcn", "race"] is False
+    )  # .85 and .6 against .9 x .9
     assert found["above shuffled", "hcn", "race"] is True
     by_gate = {f.gate: f for f in report.findings(results, SCHEMA) if f.method == "text"}
     assert by_gate["KID below untrained"].holds is True and by_gate["told apart from a copy"].holds is True
@@ -174,11 +207,17 @@ def test_gates_fall_either_way(results):
     worse.loc[(worse["metric"] == "KID") & (worse["method"] == "untrained"), "value"] = 0.001
     worse.loc[(worse["stage"] == "memorisation"), ["value", "lo", "hi"]] = (0.5, 0.4, 0.6)
     worse.loc[(worse["metric"] == "accuracy:race") & (worse["method"] == "shuffled"), "value"] = 0.57
-    fallen = {f.gate: f.holds for f in report.findings(worse, SCHEMA) if f.method == "text" and not f.text.startswith(("age", "sex"))}
+    fallen = {
+        f.gate: f.holds
+        for f in report.findings(worse, SCHEMA)
+        if f.method == "text" and not f.text.startswith(("age", "sex"))
+    }
     assert fallen == dict.fromkeys(report.HEADINGS, False)
     blind = results.copy()
     blind.loc[(blind["metric"] == "accuracy:age") & (blind["method"] == "real_test"), ["value", "lo"]] = (0.3, 0.26)
-    assert {f.holds for f in report.findings(blind, SCHEMA) if f.gate == "accuracy" and f.text.startswith("age")} == {None}, "a judge that guesses"
+    assert {f.holds for f in report.findings(blind, SCHEMA) if f.gate == "accuracy" and f.text.startswith("age")} == {
+        None
+    }, "a judge that guesses"
     missing = {f.holds for f in report.findings(results[results["method"].isin(config.METHODS)], SCHEMA)}
     assert missing == {None}, "without controls nothing can be said"
 
@@ -187,7 +226,13 @@ def test_differences_use_intervals_unless_a_paired_one_exists(results):
     verdict = lambda r: report.differences(r, SCHEMA).set_index(["metric", "a", "b"])["verdict"]  # noqa: E731
     assert verdict(results)["FID-lite0", "text", "flat"] == "within noise"  # [18, 22] and [20, 24] touch
     assert verdict(results)["FID-lite0", "text", "hcn_fairdiffusion"] == "apart"  # [18, 22] and [26, 30] do not
-    paired = tables.Item("quality", "FID").of(results, "text") | {"stage": "difference", "metric": "FID minus flat", "value": -2.0, "lo": -3.0, "hi": -1.0}
+    paired = tables.Item("quality", "FID").of(results, "text") | {
+        "stage": "difference",
+        "metric": "FID minus flat",
+        "value": -2.0,
+        "lo": -3.0,
+        "hi": -1.0,
+    }
     assert verdict(pd.concat([results, pd.DataFrame([paired])]))["FID-lite0", "text", "flat"] == "apart"
 
 
@@ -199,9 +244,14 @@ def test_report_reads_as_text(results):
 
 def test_nothing_here_needs_torch():
     """08 opens where only numpy, pandas and matplotlib are installed: walk the imports of its modules."""
-    code = sources.closure({f"compdiff.{m}" for m in ("tables", "report", "readme", "plots", "datasets", "pictures")}, paths.ROOT / "compdiff")
+    code = sources.closure(
+        {f"compdiff.{m}" for m in ("tables", "report", "readme", "plots", "datasets", "pictures")},
+        paths.ROOT / "compdiff",
+    )
     texts = {name: (paths.ROOT / name).read_text() for name in code}
-    assert len(texts) > 8 and not [n for n, t in texts.items() if re.search(r"^\s*(import|from) (torch|diffusers|botorch)\b", t, re.M)]
+    assert len(texts) > 8 and not [
+        n for n, t in texts.items() if re.search(r"^\s*(import|from) (torch|diffusers|botorch)\b", t, re.M)
+    ]
 
 
 # --- README -----------------------------------------------------------------------------------------------------------
@@ -211,7 +261,7 @@ def test_readme_block_takes_numbers_from_the_tables(results, tmp_path):
     block = readme.readme_block(tmp_path)
     assert "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in block
     assert "FID-lite0: 20.0 [18.0, 22.0] / 24.0 [22.0, 26.0] / 26.0 [24.0, 28.0]; n = 480" in block
-    assert "`make paper DATASETS=chest`" in block
+    assert "`make paper DATASETS=chest`" in block and "sex accuracy: all three 0.85 [0.81, 0.89]; n = 480" in block
 
 
 def test_budget_counts_steps_and_images(tmp_path):
