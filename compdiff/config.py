@@ -15,8 +15,8 @@ class DataConfig:
     """01. Sizes of what is generated or read."""
 
     size: int = 64  # pixels, square
-    train_n: int = 1000  # phantoms only: training images (long-tailed)
-    val_n: int = 200  # phantoms only: same distribution as training
+    train_n: int = 800  # phantoms only: training images (long-tailed)
+    val_n: int = 160  # phantoms only: same distribution as training
     test_per_cell: int = 12  # phantoms only: balanced test set, held-out cells included
     interaction: float = 0.5  # phantoms only: 0 = attributes act additively, 1 = full pairwise interactions
     data_seed: int = 1  # one data set for all training seeds (0 was in view while the judges were designed)

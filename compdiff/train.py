@@ -325,7 +325,7 @@ def make_ready(folder: Path, wanted: str) -> None:
 
 def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter,
         folder: Path, columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None) -> pd.DataFrame:  # fmt: skip
-    """`train` to the end, unless `folder` already holds the result of the same inputs; returns the log.
+    """`train` to the end, unless `folder` already holds the result of the same inputs; writes run.json, returns the log.
 
     A folder with a half-finished run of the same inputs is continued; one of other inputs is started afresh.
     """
@@ -334,11 +334,17 @@ def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid:
     if accelerator.is_main_process:
         make_ready(folder, wanted)
     accelerator.wait_for_everyone()
+    made_by = record.Run(folder / "run.json", {"training": wanted, "base": base_sha256}, asdict(config.train), [seed])
     quiet = not (interactive() and accelerator.is_main_process)
     bar = tqdm(total=config.train.steps, disable=quiet, unit="step", desc=folder.name)
+    done = 0
     for row in train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator):
-        bar.update(row["step"] - bar.n)
+        bar.update(row["step"] - done)
+        done = row["step"]
         bar.set_postfix(loss=f"{row['loss']:.3f}", images_per_s=f"{row['images_per_s']:.0f}")
     bar.close()
     accelerator.wait_for_everyone()  # the main process has written the log
+    if accelerator.is_main_process and done:
+        made_by.outputs = [folder / "weights.safetensors", folder / "log.csv"]
+        made_by.finish()
     return pd.read_csv(folder / "log.csv")
