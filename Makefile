@@ -14,7 +14,7 @@ else
   READY := $(VENV)/.compdiff-ready
 endif
 
-.PHONY: help paper smoke plan test lab base bench clean
+.PHONY: help paper smoke plan test notebooks lab base bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ plan: $(READY) ## what `make paper` would run, and why
 test: $(READY) ## all tests, and every notebook checked cell by cell
 	@RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && \
 	  $(PY) -m pytest tests notebooks --nbval-lax --nbval-current-env
+
+notebooks: $(READY) ## run the committed notebooks again, in place, at smoke size (after a change that their outputs show)
+	@RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && $(PY) -m nbconvert --to notebook --execute --inplace --log-level=WARN notebooks/*.ipynb
 
 lab: $(READY) ## JupyterLab on this machine only, in notebooks/
 	@$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
