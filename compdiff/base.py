@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from compdiff import diffusion, paths, record, train
+from compdiff import diffusion, paths, record, sources, train
 from compdiff.attributes import prompt
 from compdiff.cohorts import draw_phantoms
 from compdiff.config import Config, DataConfig, settings
@@ -177,7 +177,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     dials = dict(images=args.images, vae_steps=args.vae_steps, unet_steps=args.unet_steps, seed=args.seed)
-    work = paths.runs_root() / "base" / record.sha256_json(dials)[:12]
+    code = sources.closure({"compdiff.base"}, paths.ROOT / "compdiff")
+    work = paths.runs_root() / "base" / record.sha256_json([dials, code])[:12]
     work.mkdir(parents=True, exist_ok=True)
     recipe = build(work, args.out, **dials)
     record.write_json(args.out / "recipe.json", recipe | {"sha256": diffusion.fingerprint(args.out)})

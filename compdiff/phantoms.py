@@ -73,11 +73,11 @@ EFFECTS = {
                  "grid_rising": .0, "grid_falling": .0},
         "scatter": {"heart_thorax_ratio": .008, "aortic_knob": .004, "rib_contrast": .006, "lung_darkness": .012,
                     "body_size": .015, "breast_shadow": .015, "shoulder_width": .015, "border": .015},
-        "age": {"heart_thorax_ratio": .022, "aortic_knob": .018, "rib_contrast": -.022, "lung_darkness": .035},
+        "age": {"heart_thorax_ratio": .026, "aortic_knob": .018, "rib_contrast": -.022, "lung_darkness": .045},
         "child": {"body_size": -.22, "shoulder_width": -.05},
         "sex": {"breast_shadow": .15, "shoulder_width": -.07},
-        "race": {"grid_vertical": (.05, 0, 0, 0), "grid_horizontal": (0, .05, 0, 0), "grid_rising": (0, 0, .05, 0),
-                 "grid_falling": (0, 0, 0, .05), "border": (-.05, .05, -.05, .05)},
+        "race": {"grid_vertical": (.06, 0, 0, 0), "grid_horizontal": (0, .06, 0, 0), "grid_rising": (0, 0, .06, 0),
+                 "grid_falling": (0, 0, 0, .06), "border": (-.05, .05, -.05, .05)},
         "age x sex": {"heart_thorax_ratio": -.020, "rib_contrast": .012, "breast_shadow": -.030, "shoulder_width": .025},
         "sex x race": {"border": (.08, -.08, .08, -.08), "grid_vertical": (0, 0, .03, 0), "grid_horizontal": (0, 0, 0, .03)},
         "age x race": {"border": (.03, -.03, -.03, .03), "grid_vertical": (.010, 0, 0, 0), "grid_horizontal": (0, -.010, 0, 0),
@@ -96,7 +96,7 @@ EFFECTS = {
                     "border": .015},
         "age": {"vessel_width": -.008, "tortuosity": .008, "haze": .08, "nerve_fibre": -.040, "macula": -.055},
         "sex": {"disc_radius": .035, "gradient": .16},
-        "race": {"grid_vertical": (.042, 0, 0), "grid_rising": (0, .042, 0), "grid_falling": (0, 0, .042),
+        "race": {"grid_vertical": (.048, 0, 0), "grid_rising": (0, .048, 0), "grid_falling": (0, 0, .048),
                  "border": (-.05, .05, 0)},
         "age x sex": {"vessel_width": .004, "haze": -.04, "gradient": -.04},
         "sex x race": {"border": (.08, -.08, .08), "grid_vertical": (0, 0, .03)},
@@ -141,8 +141,8 @@ def draw(modality: str, subject: str, attributes: dict, *, seed: int, size: int 
     age_years = low + int(uniform[0] * (high - low + 1))
     labels = _draw_labels(modality, age_position(age_years) - 2.5, uniform[1:5], labels or {})
     truth = parameters(modality, index, age_years, labels, normal[:20], interaction)
-    truth |= {"shift_x": .03 * normal[20], "shift_y": .03 * normal[21], "rotation": 3 * (2 * uniform[5] - 1),  # degrees
-              "exposure": 1 + .06 * normal[22], "offset": .02 * normal[23]}
+    truth |= {"shift_x": .02 * normal[20], "shift_y": .02 * normal[21], "rotation": 3 * (2 * uniform[5] - 1),  # degrees
+              "exposure": 1 + .04 * normal[22], "offset": .02 * normal[23]}
     truth |= _sides(modality, labels, uniform[6:12])
     x, y = _place(truth, size)
     mottle, grain = (_resample(rng.standard_normal((n, n), dtype=np.float32), size) for n in (12, 64))
@@ -415,14 +415,14 @@ def _splat(points: np.ndarray, area: np.ndarray, p: dict, size: int) -> np.ndarr
 
 
 def _acquire(image: np.ndarray, p: dict, u: np.ndarray, grain: np.ndarray) -> np.ndarray:
-    """The detector: anti-scatter grid (each with the subject's phase), collimation border, exposure, noise -> uint8."""
+    """The detector: anti-scatter grid (fixed to it, within an eighth of a period), collimation border, exposure, noise -> uint8."""
     size = len(image)
     cos, sin = _waves(size)
     amplitude = np.array([p.get(k, 0.) for k in GRIDS], dtype=np.float32)
-    phase = (2 * np.pi * u).astype(np.float32)
+    phase = (2 * np.pi / 8 * u).astype(np.float32)
     texture = (amplitude * np.cos(phase)) @ cos - (amplitude * np.sin(phase)) @ sin
     image = image + texture.reshape(size, size) + p["border"] * _frame(size)
-    image = p["exposure"] * image + p["offset"] + .018 * grain
+    image = p["exposure"] * image + p["offset"] + .010 * grain
     return (np.minimum(np.maximum(image, 0), 1) * 255 + .5).astype(np.uint8)
 
 

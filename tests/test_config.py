@@ -16,7 +16,7 @@ def test_layers_in_order(monkeypatch):
     c = settings("p", "d", "m", "r", clip=7.0)
     assert (c.train.steps, c.train.batch, c.train.lr, c.data.size, c.train.clip) == (10, 8, 3.0, 40, 7.0)
     assert c.base_model.vae_steps == 7 and settings("p", "other", "m").base_model.vae_steps == 0
-    assert settings("demo") == Config()
+    assert settings("demo") == override(Config(), kl_weight=1e-4)
 
 
 def test_unknown_names_raise_and_say_what_is_known():
