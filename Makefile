@@ -17,7 +17,7 @@ endif
 .PHONY: help paper smoke plan test notebooks lab base bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  make paper DATASETS=nih DATA_ROOT=<folder>    real data instead of phantoms'
 	@echo '  make paper SEEDS="0 1 2" STEPS=500            any setting of compdiff/config.py, in capitals'

@@ -142,7 +142,7 @@ DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
 # Training recipes at paper scale (method section 2), applied with `recipe=`. The seed (42 in both) is a parameter of the run.
 COMPDIFF = dict(steps=30_000, lr=1e-5, head_lr=1e-5, lr_schedule="cosine", warmup=500 / 30_000, clip=1.0, ema=True,
                 trained=("unet", "text_encoder"), precision="bf16", gradient_checkpointing=True,
-                solver="ddpm", sample_steps=75, guidance=7.5)  # fmt: skip
+                kl_weight=0.005, solver="ddpm", sample_steps=75, guidance=7.5)  # fmt: skip
 RECIPES: dict[str, dict[str, object]] = {
     "profile": {},
     "compdiff_hcn": COMPDIFF | dict(batch=8, microbatch=8),

@@ -122,6 +122,7 @@ def explain(error: object, source: Path) -> str:
 def main(job_file: Path) -> int:
     job = json.loads(job_file.read_text())
     own_kernel(job_file.parent)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a script starts with SIGINT ignored
     threading.Thread(target=end_with_parent, daemon=True).start()
     import papermill
     from nbclient.exceptions import DeadKernelError

@@ -1,4 +1,4 @@
-"""Pictures of the lessons (01, 02): galleries, a map of all cells, the hierarchy drawn. Arrays in, pictures out."""
+"""Pictures of the lessons: galleries, a map of all cells, the hierarchy drawn. Arrays in, pictures out."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from compdiff.attributes import Schema
 
 
 def small(figure: Figure, mode: str = "RGB") -> Image:
-    """The figure as a PNG of 32 greys ("L") or colours ("RGB"), a third of the usual size; a cell ends with it."""
+    """The figure as a PNG of 32 greys ("L") or 64 colours ("RGB"), a third of the usual size; a cell ends with it."""
     plt.close(figure)  # or a notebook shows it a second time
-    figure.savefig(drawn := io.BytesIO(), format="png")
+    figure.savefig(drawn := io.BytesIO(), format="png", bbox_inches="tight", pad_inches=0.05)
     picture = PIL.Image.open(drawn).convert(mode)
     steps = [min(255, round(v / 8) * 8) for v in range(256)]  # even ones, so that a small bright disc keeps its shades
-    picture = picture.point(steps) if mode == "L" else picture.quantize(32)
+    picture = picture.point(steps) if mode == "L" else picture.quantize(64, PIL.Image.Quantize.MAXCOVERAGE)
     picture.save(content := io.BytesIO(), format="png", optimize=True)
     return Image(content.getvalue())
 

@@ -16,7 +16,7 @@ def test_layers_in_order(monkeypatch):
     c = settings("p", "d", "m", "r", clip=7.0)
     assert (c.train.steps, c.train.batch, c.train.lr, c.data.size, c.train.clip) == (10, 8, 3.0, 40, 7.0)
     assert c.base_model.vae_steps == 7 and settings("p", "other", "m").base_model.vae_steps == 0
-    assert settings("demo") == override(Config(), kl_weight=1e-4)
+    assert settings("demo") == override(Config(), **config.PROFILES["demo"])
 
 
 def test_unknown_names_raise_and_say_what_is_known():
@@ -53,8 +53,10 @@ def test_values_that_do_not_fit_raise(name, value):
 def test_every_dial_is_unique_and_overriding_leaves_the_rest_alone():
     names = [dial.name for part in fields(Config) for dial in fields(part.default_factory)]
     assert len(names) == len(set(names)) and set(config.dials()) == set(names)
-    changed = override(Config(), steps=7, size=16)
-    assert replace(changed, train=replace(changed.train, steps=300), data=replace(changed.data, size=64)) == Config()
+    before, changed = Config(), override(Config(), steps=7, size=16)
+    assert (changed.train.steps, changed.data.size) == (7, 16) != (before.train.steps, before.data.size)
+    train, data = replace(changed.train, steps=before.train.steps), replace(changed.data, size=before.data.size)
+    assert replace(changed, train=train, data=data) == before
 
 
 def test_a_name_in_two_parts_is_an_error(monkeypatch):
@@ -73,13 +75,13 @@ def test_every_preset_is_a_valid_configuration():
 
 def test_an_indivisible_batch_is_refused():
     with pytest.raises(ValueError, match="batch=64 is not divisible by microbatch=24"):
-        settings("demo", microbatch=24)
-    assert settings("demo", batch=8).train.batch == 8  # smaller than the microbatch: all at once
+        settings("demo", batch=64, microbatch=24)
+    assert settings("demo", batch=8, microbatch=24).train.batch == 8  # smaller than the microbatch: all at once
 
 
 # Method section 2, the table of recipes.
 COMPDIFF = dict(steps=30_000, lr=1e-5, lr_schedule="cosine", clip=1.0, precision="bf16", gradient_checkpointing=True, ema=True,
-                trained=("unet", "text_encoder"), solver="ddpm", sample_steps=75, guidance=7.5, time_window=30)  # fmt: skip
+                trained=("unet", "text_encoder"), solver="ddpm", sample_steps=75, guidance=7.5, time_window=30, kl_weight=0.005)  # fmt: skip
 FAIRDIFFUSION = dict(steps=100_000, batch=32, microbatch=16, lr=1e-5, lr_schedule="constant", clip=1.0, precision="fp16",
                      gradient_checkpointing=True, ema=True, trained=("unet",), solver="base", sample_steps=75, guidance=7.5,
                      input_perturbation=0.0, weighting="original", time_window=30)  # fmt: skip

@@ -56,7 +56,7 @@ def test_phantom_images_are_the_drawn_ones_in_row_order(chest):
     images = chest.images(rows)
     for row, image in zip(rows.to_dict("records"), images, strict=True):
         who = {k: row[k] for k in ("age", "sex", "race")}
-        drawn = phantoms.draw("chest", row["patient"], who, seed=0, size=32, interaction=TINY.interaction)
+        drawn = phantoms.draw("chest", row["patient"], who, seed=TINY.data_seed, size=TINY.size, interaction=TINY.interaction)
         assert np.array_equal(image, drawn.image) and row["age_years"] == drawn.age_years
         assert {k[2:]: row[k] for k in row if k.startswith("y_")} == drawn.labels
         assert row["true_heart_thorax_ratio"] == pytest.approx(drawn.truth["heart_thorax_ratio"], abs=1e-6)
@@ -185,7 +185,7 @@ def test_kill_in_the_middle_leaves_nothing_that_looks_done(chest, tmp_path):
 
 def test_the_hash_moves_with_what_it_should(chest, tmp_path):
     hashes = {chest.index["sha256"]}
-    for k, change in enumerate(({"data_seed": 1}, {"interaction": 0.0}, {"train_n": 61}, {"size": 33})):
+    for k, change in enumerate(({"data_seed": TINY.data_seed + 1}, {"interaction": 0.0}, {"train_n": 61}, {"size": 33})):
         hashes.add(datasets.prepare("chest", tmp_path / str(k), dataclasses.replace(TINY, **change))["sha256"])
     assert len(hashes) == 5
 

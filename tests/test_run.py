@@ -12,6 +12,9 @@ import toy
 from toy import ALL, asked, edit_module, edit_notebook, executions, run_file, would_run
 
 from compdiff import run
+from compdiff.config import settings
+
+PATIENCE = 300  # seconds for what takes about ten on an idle machine
 
 
 # --- what runs again ------------------------------------------------------------------------------------------------
@@ -59,10 +62,12 @@ def test_an_edited_code_cell_is_named(project):
 
 
 def test_a_setting_reaches_only_the_stages_that_read_it(project):
-    found = would_run(project, "STEPS=7")
-    assert found["02_hcn"] == ["setting steps: 6 -> 7"] and "01_data" not in found
-    assert would_run(project, "SIZE=48")["01_data"] == ["setting size: 32 -> 48"]
-    assert would_run(project, "STEPS=6") == {}, "the value that applies anyway"
+    now = settings("smoke")
+    steps, size = now.train.steps, now.data.size
+    found = would_run(project, f"STEPS={steps + 1}")
+    assert found["02_hcn"] == [f"setting steps: {steps} -> {steps + 1}"] and "01_data" not in found
+    assert would_run(project, f"SIZE={size + 16}")["01_data"] == [f"setting size: {size} -> {size + 16}"]
+    assert would_run(project, f"STEPS={steps}") == {}, "the value that applies anyway"
 
 
 def test_the_manifest_counts_but_not_its_comments(project):
@@ -127,14 +132,14 @@ def test_a_notebook_that_does_not_write_its_outputs_fails(project, capfd):
     assert not run_file(project, "02_hcn").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_ended_run_ends_its_kernel_and_keeps_what_was_finished(project, how):
+@pytest.mark.parametrize("how, words", [(signal.SIGINT, []), (signal.SIGKILL, []), (signal.SIGKILL, ["background"])])
+def test_an_ended_run_ends_its_kernel_and_keeps_what_was_finished(project, how, words):
     edit_notebook(project, "02_hcn", "value = work(", "import time; time.sleep(600)\\nvalue = work(")
-    door = start_door(project)
+    door = start_door(project, *words)
     wait_for(lambda: executions(project) == ["02_hcn"])
     kernel = int((project.root / "runs/executions.txt").read_text().split()[1])
     door.send_signal(how)
-    out, err = door.communicate(timeout=120)
+    out, err = door.communicate(timeout=PATIENCE)
     assert door.returncode == (130 if how == signal.SIGINT else -how)
     assert how == signal.SIGKILL or "Go on with: make paper PROFILE=smoke DATASETS=toy" in err
     wait_for(lambda: not alive(kernel))
@@ -150,7 +155,7 @@ def alive(pid):
     return open(f"/proc/{pid}/stat").read().split()[2] != "Z" if os.path.exists(f"/proc/{pid}/stat") else True
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -158,8 +163,8 @@ def wait_for(condition, seconds=120):
 
 
 # --- two at once ----------------------------------------------------------------------------------------------------
-def start_door(project):
-    words = [sys.executable, toy.__file__, str(project.root)]
+def start_door(project, *how):
+    words = [sys.executable, toy.__file__, str(project.root), *how]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -168,7 +173,7 @@ def test_two_runs_at_once_execute_each_stage_once(project):
     first = start_door(project)
     wait_for(lambda: (project.root / "runs/smoke/toy/.working").exists())
     second = start_door(project)
-    outputs = [door.communicate(timeout=240) for door in (first, second)]
+    outputs = [door.communicate(timeout=PATIENCE) for door in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert executions(project) == ["02_hcn", "04_all"]
     assert "waiting until process" in outputs[1][0] and outputs[1][0].count("up to date") == len(ALL)

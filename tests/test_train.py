@@ -61,7 +61,7 @@ def test_a_finished_run_is_not_repeated_and_other_inputs_start_afresh(tiny_root,
     (tmp_path / "weights.safetensors").unlink()
     tiny.fit(tiny_root, "text", tmp_path, steps=2)
     assert len(steps) == 2 and (tmp_path / "weights.safetensors").exists()
-    tiny.fit(tiny_root, "text", tmp_path, steps=2, lr=1e-3)
+    tiny.fit(tiny_root, "text", tmp_path, steps=2, lr=2 * tiny.config(tiny_root, "text").train.lr)
     assert len(steps) == 4
 
 

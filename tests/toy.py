@@ -1,5 +1,6 @@
 """A throw-away package with four throw-away notebooks behind the real door."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -123,4 +124,6 @@ def main(words):
 
 
 if __name__ == "__main__":
+    background = "background" in sys.argv[2:]  # a script's `command &` starts with Ctrl-C ignored; else: not ignored
+    signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
