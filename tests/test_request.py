@@ -59,10 +59,11 @@ def test_make_only_variables_pass_and_values_get_their_types():
 
 def test_every_setting_is_a_variable():
     """One configuration surface: each field of the dataclasses can be set by its name in capitals."""
+    demo = config.settings("demo")
     for name, part in config.dials().items():
-        value = getattr(getattr(config.Config(), part), name)
+        value = getattr(getattr(demo, part), name)
         text = " ".join(value) if isinstance(value, tuple) else str(value)
-        assert config.settings("demo", **request.parse([f"{name.upper()}={text}"], "demo").overrides) == config.Config()
+        assert config.settings("demo", **request.parse([f"{name.upper()}={text}"], "demo").overrides) == demo
 
 
 def test_ablation_adds_rows_to_the_chest_phantom_only():
