@@ -70,7 +70,10 @@ def test_every_preset_is_a_valid_configuration():
         for recipe in config.RECIPES:
             for method in config.METHODS:
                 for dataset in ("chest", "fundus", "nih"):
-                    settings(profile, dataset, method, recipe)
+                    done, owner = settings(profile, dataset, method, recipe), config.dials()
+                    for name, value in config.RECIPES[recipe].items():  # a recipe has the last word
+                        assert getattr(getattr(done, owner[name]), name) == value, (profile, dataset, method, recipe, name)
+                    assert done.train.steps > 0 and done.train.batch % min(done.train.batch, done.train.microbatch) == 0
 
 
 def test_an_indivisible_batch_is_refused():
