@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=paths.TINY_BASE)
     parser.add_argument("--images", type=int, default=3000, help="phantoms per modality")
     parser.add_argument("--vae-steps", type=int, default=900)
-    parser.add_argument("--unet-steps", type=int, default=1000)
+    parser.add_argument("--unet-steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     dials = dict(images=args.images, vae_steps=args.vae_steps, unet_steps=args.unet_steps, seed=args.seed)

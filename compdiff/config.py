@@ -125,7 +125,7 @@ PROFILES: dict[str, dict[str, object]] = {
                   balanced_per_cell=1, resamples=20, judge_epochs=1, downstream_epochs=1, feature_size=64, time_window=2),
     # A fiftieth of the paper's steps: at the paper's KL weight the posterior stays near N(0, 1), and the token that the
     # UNet is trained on (mu + sigma eps, then LayerNorm) differs in size from the one it is sampled with (mu).
-    "demo": dict(kl_weight=1e-4),
+    "demo": dict(kl_weight=1e-5),
     # CompDiff's released configuration. SD-2.1-base has no address of its own any more: name yours with BASE=.
     "paper": dict(size=512, base="", steps=30_000, batch=8, microbatch=8, lr=1e-5, head_lr=1e-5, precision="bf16",
                   gradient_checkpointing=True, validate_every=2_500 / 30_000, checkpoint_every=2_500 / 30_000,

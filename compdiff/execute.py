@@ -5,6 +5,7 @@ The kernel is always this interpreter's, whatever kernels, start-up files or set
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil
 
 from compdiff import paths, record
 
@@ -74,16 +77,23 @@ def _wait(words: list[str], scratch: Path, env: Mapping[str, str]) -> tuple[int,
         try:
             _, status, usage = os.wait4(child.pid, 0)
         except KeyboardInterrupt:
-            child.send_signal(signal.SIGINT)
-            try:
-                child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                child.kill()
+            stop(child)
             raise
         finally:
             child.stdin.close()
         child.returncode = os.waitstatus_to_exitcode(status)
     return child.returncode, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), log.read_text()[-2000:]
+
+
+def stop(child: subprocess.Popen, patience: float = 10) -> None:
+    """Ctrl-C for papermill, then the end of it and of its kernel, which may be deaf to Ctrl-C."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        kernels = psutil.Process(child.pid).children(recursive=True)
+        child.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=patience)
+        for process in (*psutil.wait_procs(kernels, timeout=1)[1], child):
+            process.kill()
 
 
 # --- the process --------------------------------------------------------------------------------------------------

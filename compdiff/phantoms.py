@@ -67,13 +67,13 @@ LABELS = {
 # Units: lengths in image half-widths, *_contrast, *_shadow, grid_*, border, haze ... in grey (1 = black to white), ratios unitless.
 EFFECTS = {
     "chest": {
-        "base": {"heart_thorax_ratio": .455, "aortic_knob": .095, "rib_contrast": .085, "lung_darkness": .42,
+        "base": {"heart_thorax_ratio": .455, "aortic_knob": .095, "rib_contrast": .085, "lung_darkness": .42, "diaphragm": .60,
                  "body_size": 1., "breast_shadow": .0, "shoulder_width": .98, "border": .10, "effusion_height": 0.,
                  "consolidation": 0., "pneumothorax": 0., "grid_vertical": .0, "grid_horizontal": .0,
                  "grid_rising": .0, "grid_falling": .0},
-        "scatter": {"heart_thorax_ratio": .008, "aortic_knob": .004, "rib_contrast": .006, "lung_darkness": .012,
+        "scatter": {"heart_thorax_ratio": .008, "aortic_knob": .004, "rib_contrast": .006, "lung_darkness": .012, "diaphragm": .010,
                     "body_size": .015, "breast_shadow": .015, "shoulder_width": .015, "border": .015},
-        "age": {"heart_thorax_ratio": .026, "aortic_knob": .018, "rib_contrast": -.022, "lung_darkness": .045},
+        "age": {"heart_thorax_ratio": .026, "aortic_knob": .018, "rib_contrast": -.022, "lung_darkness": .055, "diaphragm": -.050},
         "child": {"body_size": -.22, "shoulder_width": -.05},
         "sex": {"breast_shadow": .15, "shoulder_width": -.07},
         "race": {"grid_vertical": (.06, 0, 0, 0), "grid_horizontal": (0, .06, 0, 0), "grid_rising": (0, 0, .06, 0),
@@ -142,7 +142,7 @@ def draw(modality: str, subject: str, attributes: dict, *, seed: int, size: int 
     labels = _draw_labels(modality, age_position(age_years) - 2.5, uniform[1:5], labels or {})
     truth = parameters(modality, index, age_years, labels, normal[:20], interaction)
     truth |= {"shift_x": .02 * normal[20], "shift_y": .02 * normal[21], "rotation": 3 * (2 * uniform[5] - 1),  # degrees
-              "exposure": 1 + .04 * normal[22], "offset": .02 * normal[23]}
+              "exposure": 1 + .03 * normal[22], "offset": .012 * normal[23]}
     truth |= _sides(modality, labels, uniform[6:12])
     x, y = _place(truth, size)
     mottle, grain = (_resample(rng.standard_normal((n, n), dtype=np.float32), size) for n in (12, 64))
@@ -286,7 +286,7 @@ def _chest(x: np.ndarray, y: np.ndarray, p: dict, u: np.ndarray, z: np.ndarray, 
     body = _edge(p["shoulder_width"] - .06 * _edge(y + .25, .5) - a, .06)
     body *= _edge(y + .96 - .34 * np.maximum(a - .24, 0), .05)                  # neck and shoulders
     out = (1 - (a / thorax) ** 2 - (np.maximum(.15 - y, 0) / .97) ** 4) * .36   # > 0 inside the rib cage, about a distance
-    dome = .60 - .05 * left + .95 * (a - .32) ** 2
+    dome = p["diaphragm"] - .05 * left + .95 * (a - .32) ** 2
     chest = _edge(out + .03)
     lung = _edge(out) * _edge(dome - y)
     image = .06 + body * (.50 + .14 * _edge(y - .2, 1.5))
@@ -302,7 +302,7 @@ def _chest(x: np.ndarray, y: np.ndarray, p: dict, u: np.ndarray, z: np.ndarray, 
         patch = _blob(x, y, .42 * p["consolidation_side"], p["consolidation_y"], .16, .15)
         air = air - p["consolidation"] * patch * (1 + .3 * mottle)
     if p["effusion_side"]:
-        meniscus = .74 - p["effusion_height"] * (.55 + 1.6 * np.maximum(a - .25, 0) ** 2)
+        meniscus = p["diaphragm"] + .14 - p["effusion_height"] * (.55 + 1.6 * np.maximum(a - .25, 0) ** 2)
         air = air - (air + .12) * _edge(y - meniscus, .06) * (x * p["effusion_side"] > 0)
     image -= lung * air
     rib = np.cos((y - .55 * a + .75 * a * a) * (2 * np.pi / .19) + .6 * z[0])
@@ -481,7 +481,9 @@ def _measure_chest(g: np.ndarray) -> dict[str, float]:
     upper, lower = np.median(g[18:28, columns]) / bright, np.median(g[34:42, columns]) / bright
     ribs = ndimage.gaussian_filter1d(g, 2, axis=1)[14:36, columns]
     ribs = ribs - ndimage.gaussian_filter1d(ribs, 3, axis=0)
-    return {"heart_thorax_ratio": float(ratio), "lung_darkness": float(.60 - upper), "breast_shadow": float(lower - upper - .05),
+    steps = [np.diff(np.median(smooth[36:62, c], axis=1)) for c in (slice(14, 23), slice(41, 50))]
+    dome = np.mean([36.5 + np.argmax(step) for step in steps]) / 32 - 1         # where the lung ends: the steepest rise
+    return {"diaphragm": float(dome), "heart_thorax_ratio": float(ratio), "lung_darkness": float(.60 - upper), "breast_shadow": float(lower - upper - .05),
             "rib_contrast": float(2.5 * ribs.std() / bright)}
 
 

@@ -132,9 +132,15 @@ def test_a_notebook_that_does_not_write_its_outputs_fails(project, capfd):
     assert not run_file(project, "02_hcn").exists()
 
 
-@pytest.mark.parametrize("how, words", [(signal.SIGINT, []), (signal.SIGKILL, []), (signal.SIGKILL, ["background"])])
-def test_an_ended_run_ends_its_kernel_and_keeps_what_was_finished(project, how, words):
-    edit_notebook(project, "02_hcn", "value = work(", "import time; time.sleep(600)\\nvalue = work(")
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # like a kernel deep in C code
+
+
+@pytest.mark.parametrize(
+    "how, words, cell",
+    [(signal.SIGINT, [], ""), (signal.SIGINT, [], DEAF), (signal.SIGKILL, [], ""), (signal.SIGKILL, ["background"], "")],
+)
+def test_an_ended_run_ends_its_kernel_and_keeps_what_was_finished(project, how, words, cell):
+    edit_notebook(project, "02_hcn", "value = work(", cell + "import time; time.sleep(600)\\nvalue = work(")
     door = start_door(project, *words)
     wait_for(lambda: executions(project) == ["02_hcn"])
     kernel = int((project.root / "runs/executions.txt").read_text().split()[1])
