@@ -482,7 +482,7 @@ def _measure_chest(g: np.ndarray) -> dict[str, float]:
     ribs = ndimage.gaussian_filter1d(g, 2, axis=1)[14:36, columns]
     ribs = ribs - ndimage.gaussian_filter1d(ribs, 3, axis=0)
     steps = [np.diff(np.median(smooth[36:62, c], axis=1)) for c in (slice(14, 23), slice(41, 50))]
-    dome = np.mean([36.5 + np.argmax(step) for step in steps]) / 32 - 1         # where the lung ends: the steepest rise
+    dome = max(36.5 + np.argmax(step) for step in steps) / 32 - 1       # where the lung without effusion ends: the steepest rise
     return {"diaphragm": float(dome), "heart_thorax_ratio": float(ratio), "lung_darkness": float(.60 - upper), "breast_shadow": float(lower - upper - .05),
             "rib_contrast": float(2.5 * ribs.std() / bright)}
 
