@@ -178,3 +178,41 @@ def test_difference_and_seeds():
     mean, std, n = stats.over_seeds([4.0, np.nan])
     assert (mean, n) == (4.0, 1) and np.isnan(std)
     assert stats.over_seeds([np.nan])[2] == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), levels=st.integers(2, 30))
+def test_bootstrap_of_all_labels_and_groups_is_scikit_learn_on_repeated_rows(seed, levels):
+    rng = np.random.default_rng(seed)
+    n = 40
+    y, score = rng.integers(0, 2, (n, 3)), rng.integers(0, levels, (n, 3)) / levels
+    patients, sex = rng.integers(0, 25, n), rng.integers(0, 2, n)
+    masks = {"all": np.ones(n, bool), "men": sex == 0, "women": sex == 1}
+    drawn = stats.resample_patients(patients, 4, seed)
+    for metric, reference in (("AUROC", roc_auc_score), ("AUPRC", average_precision_score)):
+        values, resampled = stats.bootstrap(metric, y, score, masks, drawn)
+        assert values.shape == (3, 3) and resampled.shape == (4, 3, 3)
+        for g, mask in enumerate(masks.values()):
+            for label in range(3):
+                for r, count in [(-1, np.ones(n, int)), *enumerate(drawn.draws[:, drawn.patient])]:
+                    rows = np.repeat(np.flatnonzero(mask), count[mask])
+                    found = values[g, label] if r < 0 else resampled[r, g, label]
+                    if len(set(y[rows, label])) == 2:
+                        assert found == pytest.approx(reference(y[rows, label], score[rows, label]), abs=1e-6)
+                    elif metric == "AUROC" or not y[rows, label].any():
+                        assert np.isnan(found)
+
+
+def test_bootstrap_does_not_depend_on_chunks_and_says_what_is_wrong(monkeypatch):
+    rng = np.random.default_rng(0)
+    y, score, drawn = rng.integers(0, 2, (50, 2)), rng.normal(size=(50, 2)), stats.resample_patients(range(50), 30, 0)
+    whole = stats.bootstrap("AUROC", y, score, {"all": np.ones(50, bool)}, drawn)[1]
+    monkeypatch.setattr(stats, "CHUNK", 150)
+    np.testing.assert_array_equal(stats.bootstrap("AUROC", y, score, {"all": np.ones(50, bool)}, drawn)[1], whole)
+    np.testing.assert_allclose(whole[:, 0, 1], stats.auroc(y[:, 1], score[:, 1], drawn.counts()), atol=1e-12)
+    with pytest.raises(ValueError, match="F1"):
+        stats.bootstrap("F1", y, score, {}, drawn)
+    with pytest.raises(ValueError, match="patients"):
+        stats.bootstrap("AUROC", y[:40], score[:40], {}, drawn)
+    with pytest.raises(ValueError, match="0 or 1"):
+        stats.bootstrap("AUROC", y + 1, score, {}, drawn)
