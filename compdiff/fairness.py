@@ -1,4 +1,4 @@
-"""Equity: groups from one place, equity-scaled metrics, gaps, underdiagnosis, and who is eligible to be judged.
+"""Equity: intersections of groups, equity-scaled metrics, gaps, parity, and who is eligible to be judged.
 
 Numbers of small groups are shown and marked ineligible, never dropped and never averaged in as NaN.
 """

@@ -1,4 +1,4 @@
-"""Intervals: bootstrap by PATIENT, weighted AUROC and average precision, seeds combined.
+"""Intervals: bootstrap by PATIENT, weighted AUROC and average precision, seeds combined. Tests: significance.py.
 
 Images of one patient are not independent, so whole patients are drawn. A resample is a row of counts (how often each
 image counts), and every statistic here takes an [R, n] matrix of counts, so that R resamples cost one array
@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import sparse, special, stats
 
 from compdiff.metrics import fid, kernel
 
@@ -176,13 +176,36 @@ class Interval:
     hi: float
 
 
+def _defined(resampled: np.ndarray) -> np.ndarray:
+    """The finite resamples; none when more than a tenth are undefined."""
+    good = resampled[np.isfinite(resampled)]
+    return good if len(good) >= 0.9 * len(resampled) else good[:0]
+
+
 def percentile_interval(value: float, resampled: np.ndarray, level: float = 0.95) -> Interval:
     """Percentile bootstrap interval. Undefined resamples are left out; if more than a tenth are, the interval is
     NaN."""
-    good = resampled[np.isfinite(resampled)]
-    if len(good) < 0.9 * len(resampled) or not len(good):
+    good = _defined(resampled)
+    if not len(good):
         return Interval(float(value), float("nan"), float("nan"))
     lo, hi = np.quantile(good, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(lo), float(hi))
+
+
+def logit_interval(value: float, resampled: np.ndarray, level: float = 0.95) -> Interval:
+    """Bootstrap interval of an AUROC or AUPRC on the logit scale: logit(value) +- z std(logit(resampled)).
+
+    Holds the truth as often as it says where percentiles do not: few positives, values near 1 (benchmarks/coverage.py).
+    A resample of exactly 0 or 1 counts as half as far from it as the nearest other one. The bounds are NaN where the
+    value itself is 0 or 1 (separation leaves nothing to go by), or more than a tenth of the resamples are undefined.
+    """
+    good = _defined(resampled)
+    inner = good[(good > 0) & (good < 1)]
+    if not 0 < value < 1 or not len(inner):
+        return Interval(float(value), float("nan"), float("nan"))
+    logits = special.logit(np.clip(good, inner.min() / 2, (1 + inner.max()) / 2))
+    half = stats.norm.ppf((1 + level) / 2) * logits.std(ddof=1)
+    lo, hi = special.expit(special.logit(value) + np.array([-half, half]))
     return Interval(float(value), float(lo), float(hi))
 
 
