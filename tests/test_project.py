@@ -24,8 +24,8 @@ LAYERS = {
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents"},
     "run": {"train", "methods", "base", "sample", "classify"},
     "judge": {
-        "features", "stats", "metrics", "fairness", "downstream", "evaluate", "alignment", "outcomes", "plots",
-        "plots_lesson", "galleries", "tables", "report", "readme",
+        "features", "stats", "significance", "scores", "metrics", "fairness", "downstream", "evaluate", "alignment",
+        "outcomes", "plots", "plots_lesson", "galleries", "tables", "report", "readme",
     },
     "door": {"request", "stages", "execute", "run"},
 }  # fmt: skip

@@ -1,13 +1,16 @@
 """Weighted statistics against scikit-learn, the patient bootstrap against a plain loop, intervals against scipy."""
 
+import runpy
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from compdiff import metrics, stats
+from compdiff import metrics, paths, stats
 
 
 @settings(max_examples=80, deadline=None)
@@ -178,3 +181,102 @@ def test_difference_and_seeds():
     mean, std, n = stats.over_seeds([4.0, np.nan])
     assert (mean, n) == (4.0, 1) and np.isnan(std)
     assert stats.over_seeds([np.nan])[2] == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), levels=st.integers(2, 30))
+def test_bootstrap_of_all_labels_and_groups_is_scikit_learn_on_repeated_rows(seed, levels):
+    rng = np.random.default_rng(seed)
+    n = 40
+    y, score = rng.integers(0, 2, (n, 3)), rng.integers(0, levels, (n, 3)) / levels
+    patients, sex = rng.integers(0, 25, n), rng.integers(0, 2, n)
+    masks = {"all": np.ones(n, bool), "men": sex == 0, "women": sex == 1}
+    drawn = stats.resample_patients(patients, 4, seed)
+    for metric, reference in (("AUROC", roc_auc_score), ("AUPRC", average_precision_score)):
+        values, resampled = stats.bootstrap(metric, y, score, masks, drawn)
+        assert values.shape == (3, 3) and resampled.shape == (4, 3, 3)
+        for g, mask in enumerate(masks.values()):
+            for label in range(3):
+                for r, count in [(-1, np.ones(n, int)), *enumerate(drawn.draws[:, drawn.patient])]:
+                    rows = np.repeat(np.flatnonzero(mask), count[mask])
+                    found = values[g, label] if r < 0 else resampled[r, g, label]
+                    if len(set(y[rows, label])) == 2:
+                        assert found == pytest.approx(reference(y[rows, label], score[rows, label]), abs=1e-6)
+                    elif metric == "AUROC" or not y[rows, label].any():
+                        assert np.isnan(found)
+
+
+def test_bootstrap_does_not_depend_on_chunks_and_says_what_is_wrong(monkeypatch):
+    rng = np.random.default_rng(0)
+    y, score, drawn = rng.integers(0, 2, (50, 2)), rng.normal(size=(50, 2)), stats.resample_patients(range(50), 30, 0)
+    whole = stats.bootstrap("AUROC", y, score, {"all": np.ones(50, bool)}, drawn)[1]
+    monkeypatch.setattr(stats, "CHUNK", 150)
+    np.testing.assert_array_equal(stats.bootstrap("AUROC", y, score, {"all": np.ones(50, bool)}, drawn)[1], whole)
+    np.testing.assert_allclose(whole[:, 0, 1], stats.auroc(y[:, 1], score[:, 1], drawn.counts()), atol=1e-12)
+    with pytest.raises(ValueError, match="F1"):
+        stats.bootstrap("F1", y, score, {}, drawn)
+    with pytest.raises(ValueError, match="patients"):
+        stats.bootstrap("AUROC", y[:40], score[:40], {}, drawn)
+    with pytest.raises(ValueError, match="0 or 1"):
+        stats.bootstrap("AUROC", y + 1, score, {}, drawn)
+
+
+def test_logit_interval_is_a_normal_one_of_the_log_odds():
+    rng = np.random.default_rng(0)
+    odds = 1.5 + 0.4 * rng.normal(size=4000)
+    found = stats.logit_interval(1 / (1 + np.exp(-1.5)), 1 / (1 + np.exp(-odds)))
+    assert np.log([found.lo / (1 - found.lo), found.hi / (1 - found.hi)]) == pytest.approx(
+        [1.5 - 1.96 * odds.std(ddof=1), 1.5 + 1.96 * odds.std(ddof=1)], abs=1e-3
+    )
+
+
+def test_logit_interval_at_the_edge():
+    resampled = np.r_[np.full(50, 1.0), np.linspace(0.9, 0.98, 950)]
+    found = stats.logit_interval(0.95, resampled)
+    moved = stats.logit_interval(0.95, np.r_[np.full(50, 0.99), np.linspace(0.9, 0.98, 950)])
+    assert (found.lo, found.hi) == pytest.approx((moved.lo, moved.hi)) and found.hi < 1
+    for value, draws in ((1.0, np.ones(100)), (0.9, np.r_[np.full(20, np.nan), np.full(80, 0.9)]), (0.9, np.ones(9))):
+        edge = stats.logit_interval(value, draws)
+        assert edge.value == value and np.isnan(edge.lo) and np.isnan(edge.hi)
+
+
+# --- coverage: benchmarks/coverage.py ---------------------------------------------------------------------------------
+COVERAGE = runpy.run_path(str(paths.ROOT / "benchmarks" / "coverage.py"))
+BY_NAME = {s.name: s for s in COVERAGE["SCENARIOS"]}
+
+
+def committed(scenario):
+    table = pd.read_csv(paths.ROOT / "benchmarks" / "results" / "coverage.csv")
+    return table[table["scenario"] == scenario].set_index("interval")
+
+
+def test_simulated_sets_have_the_auroc_that_they_claim():
+    for s in COVERAGE["SCENARIOS"]:
+        rng = np.random.default_rng(0)
+        found = [stats.auroc(y, score)[0] for y, score, _ in (COVERAGE["simulate"](s, rng) for _ in range(300))]
+        assert np.mean(found) == pytest.approx(s.auroc, abs=4 * np.std(found) / np.sqrt(300)), s.name
+
+
+def test_intervals_cover_in_a_shortened_study():
+    """200 sets of 300 images: 95 % +- 4 standard errors; images taken for patients cover too seldom."""
+    found = {r["interval"]: r for r in COVERAGE["study"](BY_NAME["3 images, one label"], 200, 300, seed=1)}
+    for name in ("bootstrap by patient, percentile", "bootstrap by patient, logit", "DeLong by patient, logit"):
+        assert 0.88 <= found[name]["covered"] <= 1, name
+    for name in ("bootstrap by image, percentile", "DeLong by image, logit"):
+        assert found[name]["covered"] < 0.88, name
+
+
+def test_committed_coverage_is_the_full_study_and_holds_where_it_is_claimed():
+    for name, s in BY_NAME.items():
+        table = committed(name)
+        assert (table["sets"] == 2000).all() and (table["resamples"] == 1000).all() and (table["n"] == 300).all()
+        assert (table["auroc"] == s.auroc).all()
+        assert 0.93 <= table.loc["bootstrap by patient, logit", "covered"] <= 0.97, name
+    reference = committed("reference")["covered"]
+    assert reference.between(0.93, 0.97).all(), "every interval where nothing is difficult"
+
+
+@pytest.mark.slow
+def test_the_full_study_gives_the_committed_numbers():
+    again = pd.DataFrame(COVERAGE["study"](BY_NAME["reference"], 2000, 1000, seed=0)).set_index("interval")
+    pd.testing.assert_series_equal(again["covered"], committed("reference")["covered"], rtol=1e-3)
