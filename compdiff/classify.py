@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from compdiff import networks
 from compdiff.attributes import Schema
 from compdiff.record import atomic, write_json
 
@@ -43,7 +44,7 @@ class Training:
     """A recipe. Brightness and noise are standard deviations, in units of the training images'; shift, rotate:
     maxima."""
 
-    network: str = "small"
+    network: str = "small"  # a key of networks.BUILDERS
     size: int = 64  # pixels; larger images are reduced to it
     epochs: int = 24
     batch: int = 32
@@ -56,6 +57,8 @@ class Training:
     flip: bool = False  # only where no label knows left from right
     brightness: float = 0.05
     noise: float = 0.1
+    layer_decay: float = 1.0  # ViTs: learning rate of a layer over that of the next
+    drop_path: float = 0.0  # ViTs
 
 
 RECIPES: dict[str, Training] = {
@@ -65,7 +68,18 @@ RECIPES: dict[str, Training] = {
     "downstream_paper": Training(
         "densenet121", size=224, epochs=100, lr=1e-4, shift=0, rotate=15, flip=True, brightness=0, noise=0
     ),
-}
+    # FairDiffusion's own classifiers (method section 7). ViT-B's rate is a base rate: lr = 5e-4 x batch / 256.
+    "vit": Training("small_vit", lr=2e-3, layer_decay=0.75, drop_path=0.1),
+    "vit_paper": Training(
+        "vit_b", size=224, epochs=50, batch=64, lr=5e-4 * 64 / 256, patience=50, shift=0, flip=True, brightness=0,
+        noise=0, layer_decay=0.55, drop_path=0.1,
+    ),
+    "efficientnet": Training(),
+    "efficientnet_paper": Training(
+        "efficientnet_lite0", size=200, epochs=10, batch=16, lr=1e-3, patience=10, shift=0, flip=True, brightness=0,
+        noise=0,
+    ),
+}  # fmt: skip
 
 
 LINKS: dict[str, Callable[[Tensor, Head], Tensor]] = {  # logits [n, width] -> prediction
@@ -76,36 +90,6 @@ LINKS: dict[str, Callable[[Tensor, Head], Tensor]] = {  # logits [n, width] -> p
 
 
 Targets = Mapping[str, np.ndarray]  # per head: category indices [n], 0/1 float32 [n, labels] or numbers float32 [n]
-
-
-# --- networks: images [B, 1, h, w] -> logits [B, width] ---------------------------------------------------------------
-class Small(nn.Module):
-    """Five convolutions for images of about 64 px, mean and maximum of each channel over the last map, a linear
-    layer."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        # channels in, channels out, kernel, stride
-        plan = ((1, 16, 5, 2), (16, 32, 3, 2), (32, 64, 3, 1), (64, 96, 3, 2), (96, 128, 3, 1))
-        self.layers = nn.Sequential()
-        for c_in, c_out, kernel, stride in plan:
-            conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
-            self.layers.extend([conv, nn.BatchNorm2d(c_out), nn.ReLU()])
-        self.dropout = nn.Dropout(0.3)
-        self.out = nn.Linear(256, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layers(x)  # [B, 128, h / 8, w / 8]
-        return self.out(self.dropout(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)))
-
-
-def densenet121(width: int) -> nn.Module:
-    from monai.networks.nets import DenseNet121  # here, because the import takes seconds
-
-    return DenseNet121(spatial_dims=2, in_channels=1, out_channels=width)
-
-
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {"small": Small, "densenet121": densenet121}
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
@@ -195,12 +179,18 @@ class Model:
         write_json(Path(folder) / "model.json", content | {"mean": self.mean, "std": self.std})
 
 
+def build(training: Training, heads: Mapping[str, Head]) -> nn.Module:
+    """The recipe's network, random weights, with the outputs that the heads need."""
+    width = sum(h.width for h in heads.values())
+    return networks.build(training.network, width, training.size, training.drop_path)
+
+
 def load(folder: Path) -> Model:
     """A model saved by `Model.save`."""
     content = json.loads((Path(folder) / "model.json").read_text())
     heads = {k: Head(**{**content["heads"][k], "names": tuple(content["heads"][k]["names"])}) for k in content["order"]}
     training = Training(**content["training"])
-    network = NETWORKS[training.network](sum(h.width for h in heads.values()))
+    network = build(training, heads)
     network.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
     network = network.eval().to(memory_format=torch.channels_last)  # as in `fit`, so that predictions are bit-identical
     return Model(network, heads, training, content["mean"], content["std"], content["history"])
@@ -259,12 +249,14 @@ def loss_of(
 
 
 def fit(images: np.ndarray, targets: Targets, val_images: np.ndarray, val_targets: Targets, heads: Mapping[str, Head],
-        training: Training, seed: int, init: Model | None = None, device: str = "cpu") -> Model:  # fmt: skip
+        training: Training, seed: int, init: Model | None = None, device: str = "cpu",
+        weights: Mapping[str, Tensor] | None = None) -> Model:  # fmt: skip
     """Train on uint8 images [n, S, S]; the weights kept are those of the epoch with the lowest validation loss.
 
     The same seed gives the same model. Warm-up over a fifth of the steps, then cosine to zero; AdamW; stops early
-    after `training.patience` epochs without progress. `init` starts from another model's weights (pre-training);
-    ValueError when there is nothing to learn or heads disagree.
+    after `training.patience` epochs without progress. `init` starts from another model's weights (pre-training),
+    `weights` from a part of them (`networks.imagenet_start`). ValueError when there is nothing to learn or heads
+    disagree.
     """
     heads = dict(heads)
     if len(images) < 2 or not len(val_images) or not heads:
@@ -275,7 +267,8 @@ def fit(images: np.ndarray, targets: Targets, val_images: np.ndarray, val_target
         raise ValueError(f"the model to start from has heads {list(init.heads)}, not {list(heads)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = NETWORKS[training.network](sum(h.width for h in heads.values()))
+        network = build(training, heads)
+        network.load_state_dict(network.state_dict() | dict(weights or {}))
         if init is not None:
             network.load_state_dict(init.network.state_dict())
         network = network.to(device, memory_format=torch.channels_last)
@@ -294,7 +287,8 @@ def _train(
     per_epoch = len(images) // batch
     steps = training.epochs * per_epoch
     warm = max(1, steps // 5)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    groups = networks.parameter_groups(network, training.lr, training.layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
     pace = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda s: (s + 1) / warm if s < warm else 0.5 * (1 + math.cos(math.pi * (s - warm) / max(1, steps - warm))),

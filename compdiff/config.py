@@ -104,6 +104,8 @@ class EvalConfig:
     resamples: int = 200  # bootstrap resamples of each interval
     judge_epochs: int = 24
     downstream_epochs: int = 10
+    imagenet: str = ""  # file of DenseNet-121 weights with torchvision's keys; "" = from scratch, and the rows say so
+    external: str = ""  # a further test set: a manifest whose data notebook 01 has prepared
 
 
 @dataclass(frozen=True)

@@ -1,143 +1,187 @@
-"""07. Downstream classifiers: fit once per strategy and generator, keep the predictions, judge them overall and per group.
+"""07. Predictions -> tidy rows: one classifier on one test set, overall and per group.
 
-The first label of the manifest is the task by which disparities are told: "No Finding" (chest) or glaucoma (fundus).
+Everything here is computed from saved predictions. The first label of the manifest ("No Finding", or glaucoma) is the
+task by which decisions are compared between intersections of attributes.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_curve
 
-from compdiff import classify, downstream, fairness, record, sample, stats
+from compdiff import fairness, scores, stats
 from compdiff.datasets import Data
-from compdiff.evaluate import Key, read_rows, result
-from compdiff.stats import Resamples
+from compdiff.downstream import Judged
+from compdiff.evaluate import Key, result
 
-REAL = "real_train"  # the `method` of a strategy without synthetic images
 HEALTHY = "No Finding"
+CURVES = ("AUROC", "AUPRC")
+CALLED = ("F1", "balanced accuracy", "ECE")  # at the validation threshold, or (ECE) of the probabilities
+Name = tuple[str, str]  # (setting, method)
+Curves = dict[tuple[Key, str], tuple[str, dict[str, np.ndarray]]]  # group, label -> ("" or why not, metric -> [1 + R])
 
 
-def binary(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """The table with every label as 0/1: a graded label becomes "any grade above its first"."""
-    return table.assign(**{f"y_{name}": (table[f"y_{name}"].astype(float) > 0).astype(int) for name in labels})
-
-
-def read_set(folder: Path, heads: Mapping[str, classify.Head], labels: Sequence[str]) -> downstream.Set:
-    """A generated set as images and targets: the labels are those that its prompts asked for."""
-    rows = binary(read_rows(folder), labels)
-    return sample.read_images(folder, rows["id"].tolist()), classify.encode(rows, heads)
-
-
-def fits(strategies: Sequence[str], generators: Sequence[str]) -> Iterator[tuple[downstream.Strategy, str]]:
-    """(strategy, method) of every classifier to train: one per generator, and one in all where nothing synthetic is used."""
-    for name in strategies:
-        if name not in downstream.STRATEGIES:
-            raise ValueError(f"unknown strategy {name!r}; known: {', '.join(downstream.STRATEGIES)}")
-        strategy = downstream.STRATEGIES[name]
-        yield from ((strategy, method) for method in (generators if strategy.synthetic else [REAL]))
-
-
-def predict_once(folder: Path, train: downstream.Set, val: downstream.Set, heads: Mapping[str, classify.Head],
-                 training: classify.Training, seed: int, judged: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:  # fmt: skip
-    """Fit on `train`, predict `judged` (rows of val and test, in the order of `images`); `folder`/predictions.csv outlives the model.
-
-    Read back when it was made from the same arrays, recipe and seed.
+# --- groups and thresholds --------------------------------------------------------------------------------------------
+def groups_of(data: Data, rows: pd.DataFrame, conditions: bool = False) -> dict[Key, np.ndarray]:
+    """Masks [n] of everything a classifier is judged on: overall, attributes, held_out, intersections of two and three
+    attributes and, with `conditions`, each value of each label (kind = the label; FairDiffusion's groups).
     """
-    inputs = {"train": array_sha256(*train), "val": array_sha256(*val), "judged": array_sha256(images, {}),
-              "recipe": record.sha256_json([str(training), [str(h) for h in heads.values()], judged["id"].tolist()]), "seed": seed,
-              "code": record.source_sha256(Path(classify.__file__))}  # fmt: skip
-    file = Path(folder) / "predictions.csv"
-    if not record.is_current(folder, inputs):
-        with record.run_json(folder, inputs, seeds=[seed]) as run:
-            model = classify.fit(*train, *val, heads, training, seed)
-            with record.atomic(file) as temporary:
-                downstream.predictions(model, images, judged).to_csv(temporary, index=False, float_format="%.6g")
-            run.outputs.append(file)
-    return pd.read_csv(file, dtype={"id": str, "patient": str}, keep_default_na=False)
-
-
-def array_sha256(images: np.ndarray, targets: Mapping[str, np.ndarray]) -> str:
-    """Hash of a set's images and targets."""
-    parts = [("images", images), *sorted(targets.items())]
-    return record.sha256_json([[name, a.shape, str(a.dtype), hashlib.sha256(np.ascontiguousarray(a)).hexdigest()] for name, a in parts])
+    masks = {k: m for k, m in data.group_masks(rows).items() if k[0] != "cell"}
+    masks |= fairness.intersections(masks, data.schema.names)
+    for label, phrases in data.manifest.labels.items() if conditions else ():
+        names = phrases if len(set(phrases)) == len(phrases) and all(phrases) else [str(i) for i in range(len(phrases))]
+        masks |= {(label, n): (rows[f"y_{label}"] == i).to_numpy() for i, n in enumerate(names)}
+    return {k: m for k, m in masks.items() if m.any()}
 
 
 def threshold(y: np.ndarray, p: np.ndarray) -> float:
     """The score from which F1 is largest; 0.5 where there is no positive."""
-    if not (y == 1).any():
-        return 0.5
-    precision, recall, cut = precision_recall_curve(y, p)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return float(cut[np.argmax(f1[:-1])])
+    return scores.f1_threshold(y, p) if (y == 1).any() else 0.5
 
 
-# --- rows ----------------------------------------------------------------------------------------------------------------
-def judge(name: tuple[str, str], table: pd.DataFrame, val: pd.DataFrame, masks: Mapping[Key, np.ndarray], attributes: Sequence[str],
-          labels: Sequence[str], resamples: int, seed: int) -> list[dict]:  # fmt: skip
-    """All rows of one classifier. name: (strategy, method); table, val: real rows with y_<label> and p_<label>; masks [n] of table.
+def disparity_label(labels: Sequence[str]) -> str:
+    return HEALTHY if HEALTHY in labels else labels[0]
 
-    AUROC:<label>, AUPRC:<label>, their means over eligible labels ("macro AUROC"); per attribute gaps and ES-AUROC; underdiagnosis.
+
+# --- one classifier ---------------------------------------------------------------------------------------------------
+def rows_of(judged: Judged, resamples: int, seed: int) -> list[dict]:
+    """All rows of one classifier on one test set, and how it was trained ("epochs trained": the note says its start).
+
+    Labels that the test set does not have are not judged; without any, one row says so.
     """
-    setting, method = name
+    j, name = judged, (judged.setting, judged.method)
+    masks = groups_of(j.data, j.table, conditions=bool(j.task))
+    names = j.data.schema.names
+    stage = "tasks" if j.task else "downstream"
+    about = result(stage, j.method, ("overall", ""), "epochs trained", j.epochs, len(j.table), 0, j.network, j.start,
+                   j.setting)  # fmt: skip
+    if j.task:
+        return [*judge_task(name, j.task, j.table, masks, names, resamples, seed, j.network),
+                about | {"metric": f"epochs trained:{j.task}"}]  # fmt: skip
+    labels = [c[2:] for c in j.val if c.startswith("p_") and f"y_{c[2:]}" in j.table]
+    if not labels:
+        return [about, missing(j.setting, j.method, "not available: the test set has none of the labels")]
+    return [*judge(name, j.table, j.val, masks, names, labels, resamples, seed), about]
+
+
+def missing(setting: str, method: str, note: str) -> dict:
+    """The row of a classifier, or of a test set, that is not there."""
+    return row((setting, method), ("overall", ""), "macro AUROC", None, 0, note)
+
+
+def row(name: Name, key: Key, metric: str, value: float | stats.Interval | None, n: int, note: str = "") -> dict:
+    return result("downstream", name[1], key, metric, value, n, 0, note=note, setting=name[0])
+
+
+def judge(name: Name, table: pd.DataFrame, val: pd.DataFrame, masks: Mapping[Key, np.ndarray],
+          attributes: Sequence[str], labels: Sequence[str], resamples: int, seed: int) -> list[dict]:  # fmt: skip
+    """All rows of one classifier. table, val: rows with y_<label> and p_<label>; masks [n] of table.
+
+    Per group AUROC, AUPRC, F1, balanced accuracy and ECE of each label and their means over labels ("macro AUROC"; of
+    intersections AUROC only); per kind of group its gaps and ES-AUROC, parity of decisions, underdiagnosis.
+    """
+    joint = tuple(dict.fromkeys(k[0] for k in masks if " x " in k[0]))
+    kinds = ("overall", *attributes, "held_out")
+    groups = {k: m for k, m in masks.items() if k[0] in (*kinds, *joint) and m.any()}
+    single = {k: m for k, m in groups.items() if k[0] in kinds}
+    cuts = {label: threshold(val[f"y_{label}"].to_numpy(), val[f"p_{label}"].to_numpy(float)) for label in labels}
     drawn = stats.resample_patients(table["patient"], resamples, seed)
-    kinds = (*attributes, "held_out")
-    groups = {k: m for k, m in masks.items() if k[0] in ("overall", *kinds) and m.any()}
-    curves = {(k, label): scores(table[m], label, drawn.rows(m)) for k, m in groups.items() for label in labels}
-    out = []
-    for (key, label), (note, values) in curves.items():
-        n = int(groups[key].sum())
-        for metric in ("AUROC", "AUPRC"):
-            value = None if note else stats.percentile_interval(values[metric][0], values[metric][1:])
-            out.append(result("downstream", method, key, f"{metric}:{label}", value, n, 0, note=note, setting=setting))
-    out += macro(curves, groups, ("overall", *kinds), labels, name)
-    for kind in attributes:
-        out += disparity(out, kind, [f"AUROC:{label}" for label in labels] + ["macro AUROC"], name)
-    return out + missed(table, val, groups, attributes, labels, name)
+    curves = rankings(table, groups, labels, drawn)
+    decide(curves, table, single, labels, cuts, drawn)
+    out = label_rows(curves, groups, name)
+    out += macro(curves, single, kinds, name)
+    for kind in (*attributes, *joint):
+        out += disparity(out, kind, [f"AUROC:{label}" for label in labels], name)
+        out += disparity(out, kind, ["macro AUROC"], name, curves) if kind in attributes else []
+    out += parity_rows(table, groups, attributes, joint, labels, cuts, name)
+    return out + missed(table, val, groups, (*attributes, *joint), labels, name)
 
 
-def scores(table: pd.DataFrame, label: str, drawn: Resamples) -> tuple[str, dict[str, np.ndarray]]:
-    """("" or why ineligible, {metric: [1 + R] the value and its resamples}) of one label in one group."""
-    y, p = table[f"y_{label}"].to_numpy(), table[f"p_{label}"].to_numpy(float)
-    if note := fairness.auroc_note(y):
-        return note, {}
-    counts = np.vstack([np.ones(len(y), np.float32), drawn.counts()])
-    return "", {"AUROC": stats.auroc(y, p, counts), "AUPRC": stats.auprc(y, p, counts)}
-
-
-def macro(curves: Mapping, groups: Mapping[Key, np.ndarray], kinds: Sequence[str], labels: Sequence[str],
-          name: tuple[str, str]) -> list[dict]:  # fmt: skip
-    """Means over labels. Groups of one kind are compared on the labels that are eligible in ALL of them."""
-    setting, method = name
-    out = []
-    for kind in kinds:
-        keys = [k for k in groups if k[0] == kind]
-        shared = [label for label in labels if all(not curves[k, label][0] for k in keys)]
-        note = f"mean of {', '.join(shared)}" if shared else "ineligible: no label has enough of both classes in every group"
-        for key in keys:
-            for metric in ("AUROC", "AUPRC"):
-                value = None
-                if shared:
-                    mean = np.mean([curves[key, label][1][metric] for label in shared], axis=0)
-                    value = stats.percentile_interval(mean[0], mean[1:])
-                n = int(groups[key].sum())
-                out.append(result("downstream", method, key, f"macro {metric}", value, n, 0, note=note, setting=setting))
+def rankings(table: pd.DataFrame, groups: Mapping[Key, np.ndarray], labels: Sequence[str],
+             drawn: stats.Resamples) -> Curves:  # fmt: skip
+    """AUROC and AUPRC of every group and label with their resamples, or why they are ineligible."""
+    y = table[[f"y_{label}" for label in labels]].to_numpy(int)
+    p = table[[f"p_{label}" for label in labels]].to_numpy(float)
+    notes = {(k, label): fairness.auroc_note(y[m, i]) for k, m in groups.items() for i, label in enumerate(labels)}
+    good = {k: m for k, m in groups.items() if not all(notes[k, label] for label in labels)}
+    found = {m: stats.bootstrap(m, y, p, good, drawn) for m in CURVES} if good else {}
+    place = {k: g for g, k in enumerate(good)}
+    out: Curves = {}
+    for (key, label), note in notes.items():
+        i = labels.index(label)
+        out[key, label] = note, {} if note else {
+            m: np.r_[whole[place[key], i], parts[:, place[key], i]] for m, (whole, parts) in found.items()}  # fmt: skip
     return out
 
 
-def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: tuple[str, str]) -> list[dict]:
-    """"gap <metric>" (largest minus smallest), "gap90 <metric>" (90th minus 10th percentile), "std <metric>" (over the overall value)
-    and "ES-<metric>" over the eligible groups of an attribute; ineligible groups are named in the note.
+def decide(curves: Curves, table: pd.DataFrame, groups: Mapping[Key, np.ndarray], labels: Sequence[str],
+           cuts: Mapping[str, float], drawn: stats.Resamples) -> None:  # fmt: skip
+    """Add F1 and balanced accuracy at the labels' thresholds, and ECE, to the eligible entries of `curves`."""
+    for key, mask in groups.items():
+        counts = np.vstack([np.ones(int(mask.sum()), np.float32), drawn.rows(mask).counts()])
+        for label in labels:
+            note, values = curves[key, label]
+            if not note:
+                y, p = table[f"y_{label}"].to_numpy()[mask], table[f"p_{label}"].to_numpy(float)[mask]
+                table_of = scores.confusion(y, (p >= cuts[label]).astype(int), counts)
+                values |= {"F1": table_of.f1, "balanced accuracy": table_of.balanced_accuracy}
+                values["ECE"] = scores.ece(y, p)  # without resamples: a resample's ECE is biased upwards
+
+
+def label_rows(curves: Curves, groups: Mapping[Key, np.ndarray], name: Name) -> list[dict]:
+    """<metric>:<label> of every group; of intersections AUROC only."""
+    out = []
+    for (key, label), (note, values) in curves.items():
+        for metric in ("AUROC",) if " x " in key[0] else (*CURVES, *CALLED):
+            value = None if note else interval_of(values[metric])
+            what = note or ("10 bins of equal width" if metric == "ECE" else "")
+            out.append(row(name, key, f"{metric}:{label}", value, int(groups[key].sum()), what))
+    return out
+
+
+def interval_of(values: np.ndarray) -> stats.Interval | float:
+    """[1 + R]: the value and its resamples, or the value alone."""
+    return stats.percentile_interval(values[0], values[1:]) if len(values) > 1 else float(values[0])
+
+
+def shared_labels(curves: Curves, kind: str) -> list[str]:
+    """Labels that are eligible in every group of a kind."""
+    here = [(label, note) for (key, label), (note, _) in curves.items() if key[0] == kind]
+    return [label for label in dict.fromkeys(x for x, _ in here) if not any(note for x, note in here if x == label)]
+
+
+def macro(curves: Curves, groups: Mapping[Key, np.ndarray], kinds: Sequence[str], name: Name,
+          metrics: Sequence[str] = (*CURVES, *CALLED)) -> list[dict]:  # fmt: skip
+    """Means over labels. Groups of one kind are compared on the labels that are eligible in ALL of them."""
+    out = []
+    for kind in kinds:
+        keys, shared = [k for k in groups if k[0] == kind], shared_labels(curves, kind)
+        why_not = "ineligible: no label has enough of both classes in every group"
+        note = f"mean of {', '.join(shared)}" if shared else why_not
+        for key in keys:
+            for metric in metrics:
+                mean = np.mean([curves[key, label][1][metric] for label in shared], axis=0) if shared else None
+                value = None if mean is None else interval_of(mean)
+                out.append(row(name, key, f"macro {metric}", value, int(groups[key].sum()), note))
+    return out
+
+
+def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: Name,
+              curves: Curves | None = None) -> list[dict]:  # fmt: skip
+    """"gap <metric>" (largest minus smallest), "gap90 <metric>" (90th minus 10th percentile), "std <metric>" (over the
+    overall value) and "ES-<metric>" over the eligible groups of a kind; ineligible groups are named in the note.
+
+    curves, for a mean over labels: the overall value is then that of the labels which the groups are compared on.
     """
-    setting, method = name
     out = []
     for metric in metrics:
         mine = [r for r in rows if r["metric"] == metric]
         whole = next(r for r in mine if r["group_kind"] == "overall")
+        if curves and (shared := shared_labels(curves, kind)):
+            same = [curves[("overall", ""), label][1]["AUROC"][0] for label in shared]
+            whole = whole | {"value": float(np.mean(same))}
         parts = [r for r in mine if r["group_kind"] == kind]
         good = [r["value"] for r in parts if np.isfinite(r["value"])]
         left = [r["group"] for r in parts if not np.isfinite(r["value"])]
@@ -148,19 +192,37 @@ def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: tup
             gaps = fairness.gaps(whole["value"], good)
             found = {"gap": gaps["max-min"], "gap90": gaps["p90-p10"], "std": gaps["std/overall"]}
             found["ES"] = fairness.es_metric(whole["value"], good)
-        out += [result("downstream", method, (kind, ""), f"ES-{metric}" if what == "ES" else f"{what} {metric}", value, whole["n"], 0,
-                       note=note, setting=setting) for what, value in found.items()]  # fmt: skip
+        titles = {what: f"ES-{metric}" if what == "ES" else f"{what} {metric}" for what in found}
+        out += [row(name, (kind, ""), titles[what], value, whole["n"], note) for what, value in found.items()]
     return out
 
 
-def missed(table: pd.DataFrame, val: pd.DataFrame, groups: Mapping[Key, np.ndarray], attributes: Sequence[str], labels: Sequence[str],
-           name: tuple[str, str]) -> list[dict]:  # fmt: skip
-    """"underdiagnosis" per group: ill patients called healthy, at the threshold of the largest F1 on real validation images; its gaps.
+def parity_rows(table: pd.DataFrame, groups: Mapping[Key, np.ndarray], attributes: Sequence[str], joint: Sequence[str],
+                labels: Sequence[str], cuts: Mapping[str, float], name: Name) -> list[dict]:  # fmt: skip
+    """Demographic parity, equalized odds and equal opportunity, as difference and ratio, at the validation threshold.
 
-    Healthy: No Finding, or else the absence of the first label.
+    Every label between the categories of each attribute, and the disparity label between intersections.
     """
-    setting, method = name
-    label = HEALTHY if HEALTHY in labels else labels[0]
+    out = []
+    for kind in (*attributes, *joint):
+        member = np.full(len(table), "", dtype=object)
+        for key, mask in groups.items():
+            if key[0] == kind:
+                member[mask] = key[1]
+        for label in labels if kind in attributes else [disparity_label(labels)]:
+            called = (table[f"p_{label}"].to_numpy(float) >= cuts[label]).astype(int)
+            found = fairness.parity(table[f"y_{label}"].to_numpy(), called, member)
+            values = found.values or {"equalized odds difference": None}
+            out += [row(name, (kind, ""), f"{w}:{label}", v, len(table), found.note) for w, v in values.items()]
+    return out
+
+
+def missed(table: pd.DataFrame, val: pd.DataFrame, groups: Mapping[Key, np.ndarray], kinds: Sequence[str],
+           labels: Sequence[str], name: Name) -> list[dict]:  # fmt: skip
+    """"underdiagnosis" per group: ill patients called healthy, at the threshold of the largest F1 on real validation
+    images; its gaps. Healthy: No Finding, or else the absence of the first label.
+    """
+    label = disparity_label(labels)
     cut = threshold(val[f"y_{label}"].to_numpy(), val[f"p_{label}"].to_numpy(float))
     healthy, called = table[f"y_{label}"].to_numpy(), (table[f"p_{label}"].to_numpy(float) >= cut).astype(int)
     if label != HEALTHY:
@@ -168,33 +230,34 @@ def missed(table: pd.DataFrame, val: pd.DataFrame, groups: Mapping[Key, np.ndarr
     what = f"FPR of {label}" if label == HEALTHY else f"missed {label}"
     out, rates = [], {}
     for key, mask in groups.items():
-        rate = fairness.underdiagnosis(healthy[mask], called[mask])
-        rates[key] = rate
-        out.append(result("downstream", method, key, "underdiagnosis", None if rate.note else rate.interval, rate.negatives, 0,
-                          note=rate.note or what, setting=setting))  # fmt: skip
-    for kind in attributes:
+        rate = rates[key] = fairness.underdiagnosis(healthy[mask], called[mask])
+        value = None if rate.note else rate.interval
+        out.append(row(name, key, "underdiagnosis", value, rate.negatives, rate.note or what))
+    for kind in kinds:
         good = [r.interval.value for k, r in rates.items() if k[0] == kind and not r.note]
-        value = fairness.gaps(rates["overall", ""].interval.value, good)["max-min"] if len(good) > 1 else None
-        note = what if len(good) > 1 else "ineligible: fewer than two eligible groups"
-        out.append(result("downstream", method, (kind, ""), "gap underdiagnosis", value, len(table), 0, note=note, setting=setting))
+        found = fairness.gaps(rates["overall", ""].interval.value, good) if len(good) > 1 else {}
+        note = what if found else "ineligible: fewer than two eligible groups"
+        for gap, how in (("gap", "max-min"), ("gap90", "p90-p10")):
+            out.append(row(name, (kind, ""), f"{gap} underdiagnosis", found.get(how), len(table), note))
     return out
 
 
-def against_real(tables: Mapping[tuple[str, str], pd.DataFrame], labels: Sequence[str], resamples: int, seed: int) -> list[dict]:
-    """Macro AUROC of each classifier minus that of strategy 1a, on the same resampled patients; an interval around 0 is noise."""
-    means = {}
-    for name, table in tables.items():
-        drawn = stats.resample_patients(table["patient"], resamples, seed)
-        good = [v["AUROC"] for note, v in (scores(table, label, drawn) for label in labels) if not note]
-        means[name] = np.mean(good, axis=0) if good else None
-    base = means.get(("1a", REAL))
-    return [result("difference", name[1], ("overall", ""), "macro AUROC minus 1a", stats.difference(m[0], m[1:], base[0], base[1:]),
-                   len(tables[name]), 0, setting=name[0])
-            for name, m in means.items() if base is not None and m is not None and name != ("1a", REAL)]  # fmt: skip
+# --- FairDiffusion's tasks --------------------------------------------------------------------------------------------
+def judge_task(name: Name, task: str, table: pd.DataFrame, masks: Mapping[Key, np.ndarray], attributes: Sequence[str],
+               resamples: int, seed: int, network: str) -> list[dict]:  # fmt: skip
+    """AUROC of one task, overall and per group (conditions included), and its gaps and ES-AUROC per attribute.
 
-
-def judged_rows(data: Data) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Real rows that every classifier predicts: (val, test and zero_shot)."""
-    table = binary(data.table, data.label_names)
-    test = table["split"].isin(["test", "zero_shot"])
-    return table[table["split"] == "val"].reset_index(drop=True), table[test].reset_index(drop=True)
+    A task of several classes: each class against the rest, and the mean over the classes that are eligible in every
+    group of a kind. table: y_<task>, and p_<task> or p_<task>=<class>.
+    """
+    classes = [c.partition("=")[2] for c in table if c.startswith(f"p_{task}=")]
+    labels = [f"{task}={c}" for c in classes] or [task]
+    table = table.assign(**{f"y_{task}={c}": (table[f"y_{task}"].astype(str) == c).astype(int) for c in classes})
+    kinds = tuple(dict.fromkeys(k[0] for k in masks if " x " not in k[0] and k[0] != task))
+    groups = {k: m for k, m in masks.items() if k[0] in kinds}
+    curves = rankings(table, groups, labels, stats.resample_patients(table["patient"], resamples, seed))
+    out = macro(curves, groups, kinds, name, ("AUROC",))
+    for kind in attributes:
+        out += disparity(out, kind, ["macro AUROC"], name, curves)
+    return [r | {"stage": "tasks", "extractor": network, "metric": r["metric"].replace("macro AUROC", f"AUROC:{task}")}
+            for r in out]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from compdiff import record
+from compdiff import record, strategies
 from compdiff.attributes import AGE, AGE_THRESHOLDS
 from compdiff.config import Config, SampleConfig
 from compdiff.datasets import Data
@@ -20,7 +21,7 @@ from compdiff.diffusion import Denoiser, Diffusion, step_back
 
 LABEL = "synthetic image, not a patient"
 UNTRAINED = "untrained"  # control: the base itself, text prompts without training
-DOWNSTREAM = ("text", "fairdiffusion", "hcn")  # the generators whose images train classifiers (notebook 07)
+DOWNSTREAM = strategies.DEMO_GENERATORS  # the generators whose images train classifiers unless more is asked for
 
 
 def image_seed(run_seed: int, prompt_id: str) -> int:
@@ -110,24 +111,30 @@ def read_images(folder: Path, ids: list[str]) -> np.ndarray:
 
 
 # --- which prompts a set is made of ------------------------------------------------------------------------------
-def set_names(method: str) -> tuple[str, ...]:
-    """The synthetic sets of a method; the large ones only for the generators of the downstream task."""
-    return ("test", "balanced", "train") if method in DOWNSTREAM else ("test",)
+def set_names(method: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """The synthetic sets of a method: test; balanced and train for the demo's generators; and whatever the downstream
+    strategies `wanted` (keys of strategies.STRATEGIES, or "all") need of any method besides.
+    """
+    usual = ("test", "balanced", "train") if method in DOWNSTREAM else ("test",)
+    more = strategies.sets(wanted, method) if wanted and method != UNTRAINED else ()
+    return tuple(dict.fromkeys((*usual, *more)))
 
 
 def set_rows(data: Data, name: str, config: Config) -> pd.DataFrame:
     """The rows of set `name`: id, patient, split, held_out, cell, age_years, attributes, findings, y_*.
 
-    test: every test and zero-shot row; train: every training row (ids of the real rows); balanced:
-    `config.sample.balanced_per_cell` rows of every cell. The same rows for all methods and training seeds.
+    test: every test and zero-shot row; train: every training row (ids of the real rows); train2: the same prompts
+    once more, ids with "-2" (an image's noise follows from its id); balanced: `config.sample.balanced_per_cell` rows
+    of every cell. The same rows for all methods and training seeds.
     """
     keep = [c for c in data.table.columns if not c.startswith("true_")]  # those describe the real image
     if name == "balanced":
         return _balanced(data, config.sample.balanced_per_cell, config.data.data_seed)[keep]
-    splits = {"test": ("test", "zero_shot"), "train": ("train",)}
+    splits = {"test": ("test", "zero_shot"), "train": ("train",), "train2": ("train",)}
     if name not in splits:
-        raise ValueError(f"unknown set {name!r}; known: test, train, balanced")
-    return data.table.loc[data.table["split"].isin(splits[name]), keep].reset_index(drop=True)
+        raise ValueError(f"unknown set {name!r}; known: {', '.join(splits)}, balanced")
+    rows = data.table.loc[data.table["split"].isin(splits[name]), keep].reset_index(drop=True)
+    return rows.assign(id=rows["id"] + "-2") if name == "train2" else rows
 
 
 def _balanced(data: Data, per_cell: int, seed: int) -> pd.DataFrame:

@@ -60,6 +60,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "05_generation", "seed", ("01_data_prep", *TRAINERS), settings=("sample",), files=BASE,
+        parameters=(*SHARED, "strategies"),  # which sets they need; what is there already stays
         loads=("hcn", "flat", "fairdiffusion"),
         outputs=("seed{seed}/generated/{method}/*/samples.csv", "seed{seed}/generated/{method}/*/images/",
                  "seed{seed}/generated/untrained/*/samples.csv", "seed{seed}/generated/untrained/*/images/"),
@@ -71,7 +72,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "07_downstream", "seed", ("01_data_prep", "05_generation"), settings=("evaluate",),
         parameters=(*SHARED, "strategies"), outputs=("seed{seed}/results/07_downstream.csv",),
-        may_write=("seed{seed}/downstream/*/predictions.csv",),
+        may_write=("seed{seed}/downstream/*/predictions.csv", "seed{seed}/downstream/*/*/predictions.csv"),
     ),
     Stage(
         "08_figures", "seeds", ("01_data_prep", *TRAINERS, "05_generation", "06_metrics", "07_downstream"),

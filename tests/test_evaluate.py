@@ -1,13 +1,12 @@
-"""06 and 07: sets matched by request, controls that are what they say, rows against plain computations."""
+"""06: sets matched by request, controls that are what they say, rows against plain computations."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import linalg
 
-from compdiff import alignment, evaluate, metrics, outcomes, sample
+from compdiff import alignment, evaluate, metrics, sample
 from compdiff.attributes import AGE, SEX, Schema
-from compdiff.classify import Head, Training
 
 SCHEMA = Schema((AGE, SEX))
 CELLS = SCHEMA.cells()
@@ -211,76 +210,3 @@ def test_only_the_copies_are_suspected(ref, train):
     share = {s.method: value(evaluate.memorisation(s, ref, features, 10, 0), "suspected copies")["value"]
              for s in (copy, evaluate.real_test(ref), fake(ref))}  # fmt: skip
     assert share["copy"] == 1.0 and share["real_test"] == pytest.approx(0.01, abs=0.006) and share["hcn"] < 0.1
-
-
-# --- downstream -------------------------------------------------------------------------------------------------------------
-def test_threshold_has_the_largest_f1():
-    rng = np.random.default_rng(0)
-    y, p = rng.integers(0, 2, 60), rng.random(60).round(2)
-    f1 = {c: 2 * ((p >= c) & (y == 1)).sum() / ((p >= c).sum() + (y == 1).sum()) for c in np.unique(p)}
-    assert f1[outcomes.threshold(y, p)] == pytest.approx(max(f1.values()))
-    assert outcomes.threshold(np.zeros(5), p[:5]) == 0.5
-
-
-def downstream_table(n=200, seed=0):
-    rng = np.random.default_rng(seed)
-    t = people(n, seed)[0].assign(y_spot=rng.integers(0, 2, n), y_rare=(np.arange(n) < 12).astype(int))
-    t["p_spot"], t["p_rare"] = 0.3 * t["y_spot"] + rng.random(n), rng.random(n)
-    return t
-
-
-def test_macro_compares_groups_on_shared_labels_and_names_the_ineligible():
-    t = downstream_table()
-    masks = {("overall", ""): np.ones(200, bool)} | {("sex", s): (t["sex"] == s).to_numpy() for s in SEX.categories}
-    rows = outcomes.judge(("1b", "hcn"), t, t, masks, ["sex"], ["spot", "rare"], 20, 0)
-    assert {r["method"] for r in rows} == {"hcn"} and {r["setting"] for r in rows} == {"1b"}
-    whole = [value(rows, f"AUROC:{x}")["value"] for x in ("spot", "rare")]
-    assert value(rows, "macro AUROC")["value"] == pytest.approx(np.mean(whole))
-    for sex in SEX.categories:
-        assert value(rows, "macro AUROC", ("sex", sex))["value"] == value(rows, "AUROC:spot", ("sex", sex))["value"]
-        assert value(rows, "AUROC:rare", ("sex", sex))["note"].startswith("ineligible")
-    male, female = (value(rows, "macro AUROC", ("sex", s))["value"] for s in SEX.categories)
-    assert value(rows, "gap macro AUROC", ("sex", ""))["value"] == pytest.approx(abs(male - female))
-    m = np.mean(whole)
-    assert value(rows, "ES-macro AUROC", ("sex", ""))["value"] == pytest.approx(m / (1 + abs(male - m) + abs(female - m)))
-    assert value(rows, "ES-AUROC:rare", ("sex", ""))["note"].startswith("ineligible")
-
-
-def test_underdiagnosis_counts_the_ill_called_healthy():
-    t = downstream_table().rename(columns={"y_spot": "y_No Finding", "p_spot": "p_No Finding"})
-    masks = {("overall", ""): np.ones(200, bool)}
-    rate = value(outcomes.missed(t, t, masks, [], ["No Finding"], ("1a", "real_train")), "underdiagnosis")
-    cut = outcomes.threshold(t["y_No Finding"].to_numpy(), t["p_No Finding"].to_numpy())
-    ill = t[t["y_No Finding"] == 0]
-    assert rate["n"] == len(ill) and rate["value"] == pytest.approx(((ill["p_No Finding"] >= cut).sum() + 0.5) / (len(ill) + 1))
-    t = t.rename(columns={"y_No Finding": "y_glaucoma", "p_No Finding": "p_glaucoma"})
-    rate = value(outcomes.missed(t, t, masks, [], ["glaucoma"], ("1a", "real_train")), "underdiagnosis")
-    ill = t[t["y_glaucoma"] == 1]
-    assert rate["value"] == pytest.approx(((ill["p_glaucoma"] < cut).sum() + 0.5) / (len(ill) + 1))
-
-
-def test_graded_labels_become_any():
-    t = outcomes.binary(pd.DataFrame({"y_a": [0, 1, 3], "y_b": [1, 0, 0]}), ["a", "b"])
-    assert t["y_a"].tolist() == [0, 1, 1] and t["y_b"].tolist() == [1, 0, 0]
-
-
-def test_one_classifier_without_synthetic_images_and_one_per_generator_else():
-    assert [(s.id, m) for s, m in outcomes.fits(["1a", "1d"], ["text", "hcn"])] == [("1a", "real_train"), ("1d", "text"), ("1d", "hcn")]
-    with pytest.raises(ValueError, match="9z"):
-        list(outcomes.fits(["9z"], ["text"]))
-
-
-def test_predictions_are_kept_until_images_change(tmp_path, monkeypatch):
-    table, _, images = people(40, 0)
-    heads, targets = {"labels": Head("binary", ("spot",))}, {"labels": table[["y_spot"]].to_numpy(np.float32)}
-    fits, fit = [], outcomes.classify.fit
-    monkeypatch.setattr(outcomes.classify, "fit", lambda *a: fits.append(1) or fit(*a))
-
-    def predict(x):
-        return outcomes.predict_once(tmp_path, (x, targets), (images, targets), heads, Training(size=32, epochs=1), 0, table, images)
-
-    first, again = predict(images), predict(images)
-    assert len(fits) == 1 and first.equals(again) and first["id"].tolist() == table["id"].tolist()
-    assert first["p_spot"].between(0, 1).all()
-    predict(images[::-1])
-    assert len(fits) == 2

@@ -1,0 +1,219 @@
+"""From the strategies' table to predictions: who trains on what, what is made once, and what happens without a set."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from compdiff import classify, config, datasets, downstream, networks, outcomes, sample
+from compdiff.classify import Head, Training
+from compdiff.config import EvalConfig
+from compdiff.downstream import REAL, Bench
+from compdiff.paths import RunFolder
+from compdiff.strategies import STRATEGIES
+
+SETTINGS = config.settings("smoke", "fundus", balanced_per_cell=1)
+QUICK = EvalConfig(downstream_epochs=1)
+
+
+def pretend(folder, data, method, names):
+    """Generated sets without a generator: the real images of other rows, brighter."""
+    for name in names:
+        rows = sample.set_rows(data, name, SETTINGS).assign(prompt="", seed=0, method=method, checkpoint="x")
+        images = data.images(data.table.sample(len(rows), replace=True, random_state=len(name)))
+        for image_id, image in zip(rows["id"], images, strict=True):
+            sample.save_png(folder.generated(method, name) / "images" / f"{image_id}.png", np.minimum(image, 200) + 40)
+        rows.to_csv(folder.generated(method, name) / "samples.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A run folder as notebooks 01 and 05 leave it after STRATEGIES=all, for two generators."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("runs")
+    for name in ("fundus", "chest"):
+        folder = RunFolder(str(root), "smoke", name, 0)
+        datasets.prepare(name, folder.data, config.DataConfig(size=32, train_n=40, val_n=16, test_per_cell=1))
+    folder = RunFolder(str(root), "smoke", "fundus", 0)
+    data = datasets.load(folder.data)
+    for method in ("text", "hcn"):
+        pretend(folder, data, method, sample.set_names(method, ["all"]))
+    return root
+
+
+@pytest.fixture
+def bench(prepared, tmp_path):
+    """A copy of it to train in."""
+    shutil.copytree(prepared, tmp_path / "runs", dirs_exist_ok=True)
+    folder = RunFolder(str(tmp_path / "runs"), "smoke", "fundus", 0)
+    return Bench(datasets.load(folder.data), folder, ("text", "hcn"), QUICK, "smoke", 0)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """One entry per training: how many images, and from which model it started."""
+    calls, fit = [], classify.fit
+
+    def counting(images, targets, val_images, val_targets, heads, training, seed, init, *rest):
+        calls.append((len(images), init is not None, training.lr))
+        return fit(images, targets, val_images, val_targets, heads, training, seed, init, *rest)
+
+    monkeypatch.setattr(classify, "fit", counting)
+    return calls
+
+
+# --- who trains on what -----------------------------------------------------------------------------------------------
+def test_one_classifier_without_synthetic_images_and_one_per_generator_else():
+    found = [(s.id, m) for s, m in downstream.fits(["1a", "1d", "5b"], ["text", "hcn"])]
+    assert found == [("1a", REAL), ("1d", "text"), ("1d", "hcn"), ("5b", REAL)]
+
+
+def test_the_demo_trains_ten_classifiers():
+    found = {downstream.folder_name(s, m, False) for s, m in downstream.fits((), ("text", "fairdiffusion", "hcn"))}
+    assert len(found) == 10
+
+
+def test_rows_that_train_alike_share_a_classifier():
+    def name(i, started=False):
+        return downstream.folder_name(STRATEGIES[i], "hcn", started)
+
+    assert name("5a") == name("5b") == name("1a") == "1a_hcn" and name("6a") == "6a_hcn"
+    assert name("3b") == "3a_hcn" and name("3b", started=True) == "3b_hcn", "without ImageNet weights 3b is 3a"
+    assert len({name(i) for i in STRATEGIES}) == len(STRATEGIES) - 4  # 5a, 5b, 3b, 4b
+
+
+def test_graded_labels_become_any():
+    t = downstream.binary(pd.DataFrame({"y_a": [0, 1, 3], "y_b": [1, 0, 0]}), ["a", "b"])
+    assert t["y_a"].tolist() == [0, 1, 1] and t["y_b"].tolist() == [1, 0, 0]
+
+
+def test_a_fraction_and_quarters_are_of_whole_patients(bench):
+    data = bench.data
+    few = replace(data, table=data.table.assign(patient=[f"p{i // 3}" for i in range(len(data.table))]))
+    train = few.rows("train")
+    tenth = downstream.real_rows(few, STRATEGIES["3a"], seed=0)["train"]
+    chosen = train[train["patient"].isin(tenth["patient"])]
+    assert chosen["id"].tolist() == tenth["id"].tolist()
+    assert tenth["patient"].nunique() == round(0.1 * train["patient"].nunique())
+    parts = downstream.real_rows(data, STRATEGIES["6a"], seed=0)
+    names = [set(parts[p]["id"]) for p in ("train", "val", "seen")]
+    assert [len(n) for n in names] == [20, 10, 10] and set.union(*names) == set(data.rows("train")["id"])
+    assert not set(parts["test"]["id"]) & set.union(*names)
+    assert len(downstream.real_rows(data, STRATEGIES["1d"], 0)["train"]) == 0
+    assert downstream.real_rows(data, STRATEGIES["6a"], 1)["seen"]["id"].tolist() != parts["seen"]["id"].tolist()
+
+
+# --- training and predicting, once ------------------------------------------------------------------------------------
+def test_every_row_of_the_table_runs_and_a_second_time_trains_nothing(bench, counted):
+    judged, absent = downstream.run_all(bench, ["1a", "1c", "2c", "3a", "3b", "5a", "5b", "6a", "vit-generated"])
+    assert not absent
+    found = {(j.setting, j.method, j.task) for j in judged if not j.task}
+    each = [(s, m, "") for s in ("1c", "2c", "3a", "3b") for m in ("text", "hcn")]
+    more = [("5a on synthetic", "text", ""), ("5b on synthetic", "hcn", ""), ("6a on seen", REAL, "")]
+    more += [("6a on seen prompts", m, "") for m in ("text", "hcn")]
+    assert found == {*each, *more, *((s, REAL, "") for s in ("1a", "5a", "5b", "6a"))}
+    cells = len(bench.data.schema.cells())
+    tasks = [(40, False, 2e-3)] * 8  # four labels of two generators
+    assert sorted(counted) == sorted([
+        (40, False, 1e-2), *[(120, False, 1e-2)] * 2, *[(cells, False, 1e-2)] * 2,  # 1a = 5a = 5b, 1c, 2c
+        *[(40, False, 1e-2), (4, True, 5e-3)] * 2, (20, False, 1e-2), *tasks])  # 3a = 3b in two phases, 6a
+    by = {(j.setting, j.method): j for j in judged}
+    assert by["6a on seen prompts", "hcn"].table["id"].tolist() == by["6a on seen", REAL].table["id"].tolist()
+    third = downstream.real_rows(bench.data, STRATEGIES["6a"], 0)["val"]
+    assert by["6a", REAL].val["id"].tolist() == third["id"].tolist()
+    assert {j.start for j in judged} == {"small CNN, from scratch", "small ViT, from scratch"}
+    task = next(j for j in judged if j.task == "vision_loss")
+    assert np.allclose(task.table[[f"p_vision_loss={c}" for c in range(4)]].sum(1), 1, atol=1e-4)
+    trained = len(counted)
+    again, _ = downstream.run_all(bench, ["1a", "3b", "5a", "6a"])
+    assert len(counted) == trained
+    pd.testing.assert_frame_equal(again[0].table, by["1a", REAL].table)
+    rows = [r for j in judged for r in outcomes.rows_of(j, 5, 0)]
+    frame = pd.DataFrame(rows)
+    assert not frame.duplicated(["stage", "method", "setting", "group_kind", "group", "metric"]).any()
+    assert frame.loc[frame["value"].isna(), "note"].str.startswith("ineligible").all()
+
+
+def test_other_images_train_anew_and_a_lost_predictions_file_does_not(bench, counted):
+    downstream.run_all(bench, ["1d"])
+    assert len(counted) == 2
+    home = bench.folder.seed / "downstream" / "1d_hcn"
+    kept = (home / "predictions.csv").read_text()
+    (home / "predictions.csv").unlink()
+    downstream.run_all(bench, ["1d"])
+    assert len(counted) == 2 and (home / "predictions.csv").read_text() == kept
+    first = next((bench.folder.generated("hcn", "train") / "images").iterdir())
+    sample.save_png(first, np.zeros((32, 32), np.uint8))
+    downstream.run_all(bench, ["1d"])
+    assert len(counted) == 3
+
+
+def test_a_missing_set_or_image_is_named_and_the_others_stand(bench):
+    shutil.rmtree(bench.folder.generated("hcn", "train2"))
+    gone = next((bench.folder.generated("text", "balanced") / "images").iterdir())
+    gone.unlink()
+    judged, absent = downstream.run_all(bench, ["1a", "1c", "2b"])
+    assert {(j.setting, j.method) for j in judged} == {("1a", REAL), ("1c", "text"), ("2b", "hcn")}
+    notes = {(a["setting"], a["method"]): a["note"] for a in absent}
+    assert notes.keys() == {("1c", "hcn"), ("2b", "text")}
+    assert "generated/hcn/train2/samples.csv is not there" in notes["1c", "hcn"]
+    assert notes["1c", "hcn"].endswith('STRATEGIES="1c" for notebook 05_generation')
+    assert notes["2b", "text"].startswith(f"not available: generated/text/balanced/images/{gone.name}; remedy: ")
+    row = outcomes.missing(**absent[0])
+    assert np.isnan(row["value"]) and row["note"].startswith("not available")
+
+
+def test_paper_scale_takes_the_papers_recipes():
+    start = Bench(None, None, (), QUICK, "paper", 0).recipe(STRATEGIES["1a"])
+    assert (start.network, start.epochs) == ("densenet121", 1)
+    own = Bench(None, None, (), QUICK, "paper", 0).recipe(STRATEGIES["vit-real"])
+    assert (own.network, own.epochs) == ("vit_b", 50)  # FairDiffusion's own number of epochs
+
+
+def test_rows_say_what_they_really_started_from(bench, tmp_path, monkeypatch):
+    monkeypatch.setitem(classify.RECIPES, "downstream", Training("densenet121", size=32, lr=1e-4))
+    state = networks.build("densenet121", 1000, 32).state_dict()
+    published = {k.replace(".layers.", ".").replace("class_layers.out", "classifier"): v for k, v in state.items()}
+    published["features.conv0.weight"] = state["features.conv0.weight"].expand(-1, 3, -1, -1) / 3
+    torch.save(published, tmp_path / "imagenet.pth")
+    (without,), _ = downstream.run_all(bench, ["1a"])
+    assert without.start.startswith("DenseNet-121, trained from scratch: ImageNet start not available")
+    given = replace(bench, config=replace(QUICK, imagenet=str(tmp_path / "imagenet.pth")))
+    (with_file,), _ = downstream.run_all(given, ["1a"])
+    assert with_file.start.startswith("DenseNet-121, ImageNet start (imagenet.pth, sha256 ")
+    assert not with_file.table["p_glaucoma"].equals(without.table["p_glaucoma"])
+    about = [r for r in outcomes.rows_of(with_file, 5, 0) if r["metric"] == "epochs trained"]
+    assert [(r["value"], r["note"], r["extractor"]) for r in about] == [(1, with_file.start, "DenseNet-121")]
+
+
+def test_an_external_set_is_judged_on_its_own_groups(bench):
+    with_chest = replace(bench, config=replace(QUICK, external="chest"))
+    judged, absent = downstream.run_all(with_chest, ["1a"])
+    assert [j.setting for j in judged] == ["1a", "1a on chest"] and not absent
+    assert judged[1].data.manifest.name == "chest" and len(judged[1].table) == 40
+    assert outcomes.rows_of(judged[1], 5, 0)[1]["note"].startswith("not available")  # the fundus has other labels
+    nowhere = replace(bench, config=replace(QUICK, external="nih"))
+    judged, absent = downstream.run_all(nowhere, ["1a"])
+    assert [j.setting for j in judged] == ["1a"] and "DATASETS=nih STAGES=01_data_prep" in absent[0]["note"]
+
+
+def test_fundus_tasks_are_not_made_of_other_images(bench):
+    folder = RunFolder(str(bench.folder.root.parent.parent), "smoke", "chest", 0)
+    judged, absent = downstream.run_all(replace(bench, data=datasets.load(folder.data), folder=folder), ["vit-real"])
+    assert not judged and "fundus" in absent[0]["note"]
+
+
+def test_saved_predictions_hold_every_output():
+    heads = {"sex": Head("category", ("Male", "Female")), "labels": Head("binary", ("spot",))}
+    heads["years"] = Head("number", ("years",), 50, 10)
+    model = classify.Model(classify.build(Training(), heads).eval(), heads, Training(), 100, 30)
+    images = np.random.default_rng(0).integers(0, 255, (6, 32, 32)).astype(np.uint8)
+    frame = downstream.predictions(model, images, pd.DataFrame({"id": list("abcdef")}))
+    found = model.predict(images)
+    np.testing.assert_array_equal(frame["p_sex=Female"], found["sex"][:, 1])
+    np.testing.assert_array_equal(frame["p_spot"], found["labels"][:, 0])
+    np.testing.assert_array_equal(frame["p_years"], found["years"])
+    assert frame["id"].tolist() == list("abcdef")

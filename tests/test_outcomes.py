@@ -1,0 +1,224 @@
+"""Rows of notebook 07 from predictions, against scikit-learn, fairlearn, and plain counting."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from compdiff import comparisons, config, datasets, outcomes, significance
+from compdiff.attributes import AGE, SEX, Schema
+from compdiff.downstream import REAL, Judged
+
+SCHEMA = Schema((AGE, SEX))
+LABELS = ("spot", "rare")
+
+
+def table_of(n=400, seed=0, skill=0.3):
+    """n rows with attributes, labels and scores; `rare` has 12 positives, all in the first rows."""
+    rng = np.random.default_rng(seed)
+    cells = [SCHEMA.decode(SCHEMA.cells()[i]) for i in rng.integers(0, 10, n)]
+    t = pd.DataFrame(cells).assign(id=[f"i{i}" for i in range(n)], patient=[f"p{i // 2}" for i in range(n)])
+    t["y_spot"], t["y_rare"] = rng.integers(0, 2, n), (np.arange(n) < 12).astype(int)
+    t["p_spot"] = np.clip(skill * t["y_spot"] + rng.random(n) * (1 - skill), 0, 1)
+    t["p_rare"] = rng.random(n)
+    return t
+
+
+def masks_of(t, joint=False):
+    masks = {("overall", ""): np.ones(len(t), bool)}
+    for a in SCHEMA.attributes:
+        masks |= {(a.name, c): (t[a.name] == c).to_numpy() for c in a.categories}
+    if joint:
+        pairs = [(a, s) for a in AGE.categories for s in SEX.categories]
+        masks |= {("age x sex", f"{a} {s}"): masks["age", a] & masks["sex", s] for a, s in pairs}
+    return masks
+
+
+def value(rows, metric, key=("overall", "")):
+    (found,) = [r for r in rows if r["metric"] == metric and (r["group_kind"], r["group"]) == key]
+    return found
+
+
+@pytest.fixture(scope="module")
+def judged():
+    t, val = table_of(), table_of(seed=1)
+    return t, val, outcomes.judge(("1b", "hcn"), t, val, masks_of(t, True), SCHEMA.names, LABELS, 40, 0)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def fundus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fundus") / "data"
+    datasets.prepare("fundus", folder, config.DataConfig(size=32, train_n=30, val_n=6, test_per_cell=2))
+    return datasets.load(folder)
+
+
+def test_groups_are_attributes_intersections_and_conditions(fundus):
+    rows = fundus.rows("test")
+    masks = outcomes.groups_of(fundus, rows, conditions=True)
+    kinds = {k[0] for k in masks}
+    joint = {"age x sex", "age x race", "sex x race", "age x sex x race"}
+    assert kinds == {"overall", *fundus.schema.names, "held_out", *joint, *fundus.label_names}
+    female_asian = (rows["sex"] == "Female") & (rows["race"] == "Asian")
+    assert (masks["sex x race", "Female Asian"] == female_asian.to_numpy()).all()
+    assert masks["vision_loss", "severe vision loss"].sum() == (rows["y_vision_loss"] == 3).sum()
+    assert set(outcomes.groups_of(fundus, rows)) == {k for k in masks if k[0] not in fundus.label_names}
+    # FairDiffusion's 19 groups less ethnicity's two, which phantoms do not have: race 3, sex 2, labels 2 + 4 + 2 + 4
+    assert sum(len(fundus.manifest.labels[name]) for name in fundus.label_names) + 3 + 2 == 19 - 2
+
+
+# --- one classifier ---------------------------------------------------------------------------------------------------
+def test_label_rows_are_scikit_learns_at_the_validation_threshold(judged):
+    t, val, rows = judged
+    cut = outcomes.threshold(val["y_spot"].to_numpy(), val["p_spot"].to_numpy())
+    f1 = [sk.f1_score(val["y_spot"], val["p_spot"] >= c) for c in val["p_spot"]]
+    assert sk.f1_score(val["y_spot"], val["p_spot"] >= cut) == pytest.approx(max(f1))
+    for key, mask in masks_of(t).items():
+        y, p = t["y_spot"][mask], t["p_spot"][mask]
+        plain = {"AUROC": sk.roc_auc_score(y, p), "AUPRC": sk.average_precision_score(y, p),
+                 "F1": sk.f1_score(y, p >= cut),
+                 "balanced accuracy": sk.balanced_accuracy_score(y, p >= cut)}  # fmt: skip
+        for metric, expected in plain.items():
+            row = value(rows, f"{metric}:spot", key)
+            assert row["value"] == pytest.approx(expected, abs=1e-6), (metric, key)
+            assert row["lo"] <= row["value"] <= row["hi"], (metric, key)
+    edges = np.minimum((t["p_spot"] * 10).astype(int), 9)
+    by_hand = sum(abs((t["y_spot"] - t["p_spot"])[edges == b].sum()) for b in range(10)) / len(t)
+    assert value(rows, "ECE:spot")["value"] == pytest.approx(by_hand)
+
+
+def test_macro_compares_groups_on_shared_labels_and_names_the_ineligible(judged):
+    _, _, rows = judged
+    assert {r["method"] for r in rows} == {"hcn"} and {r["setting"] for r in rows} == {"1b"}
+    whole = [value(rows, f"AUROC:{x}")["value"] for x in LABELS]
+    assert value(rows, "macro AUROC")["value"] == pytest.approx(np.mean(whole))
+    for sex in SEX.categories:
+        assert value(rows, "macro AUROC", ("sex", sex))["value"] == value(rows, "AUROC:spot", ("sex", sex))["value"]
+        assert value(rows, "AUROC:rare", ("sex", sex))["note"].startswith("ineligible")
+    male, female = (value(rows, "macro AUROC", ("sex", s))["value"] for s in SEX.categories)
+    assert value(rows, "gap macro AUROC", ("sex", ""))["value"] == pytest.approx(abs(male - female))
+    m = whole[0]  # the overall value on the one label that men and women are compared on
+    expected = m / (1 + abs(male - m) + abs(female - m))
+    assert value(rows, "ES-macro AUROC", ("sex", ""))["value"] == pytest.approx(expected)
+    assert value(rows, "ES-AUROC:rare", ("sex", ""))["note"].startswith("ineligible")
+
+
+def test_gaps_between_intersections_leave_small_groups_out_by_name(judged):
+    t, _, rows = judged
+    parts = {r["group"]: r for r in rows if r["metric"] == "AUROC:spot" and r["group_kind"] == "age x sex"}
+    good = [r["value"] for r in parts.values() if np.isfinite(r["value"])]
+    small = {g for g, r in parts.items() if r["note"]}
+    for group, row in parts.items():
+        y = t["y_spot"][masks_of(t, True)["age x sex", group]]
+        assert (min(y.sum(), (1 - y).sum()) < 10) == (group in small) == row["note"].startswith("ineligible")
+    gap = value(rows, "gap AUROC:spot", ("age x sex", ""))
+    assert gap["value"] == pytest.approx(max(good) - min(good)) and all(g in gap["note"] for g in small)
+    low, high = np.quantile(good, [0.1, 0.9])
+    assert value(rows, "gap90 AUROC:spot", ("age x sex", ""))["value"] == pytest.approx(high - low)
+
+
+def test_parity_is_the_range_of_the_groups_rates(judged):
+    t, val, rows = judged
+    cut = outcomes.threshold(val["y_spot"].to_numpy(), val["p_spot"].to_numpy())
+    called = t["p_spot"] >= cut
+    share, tpr, fpr = ([called[(t["sex"] == s) & rows_].mean() for s in SEX.categories]
+                       for rows_ in (t["y_spot"] >= 0, t["y_spot"] == 1, t["y_spot"] == 0))  # fmt: skip
+    expected = {"demographic parity": np.ptp(share), "equal opportunity": np.ptp(tpr)}
+    expected["equalized odds"] = max(np.ptp(tpr), np.ptp(fpr))
+    for criterion, difference in expected.items():
+        assert value(rows, f"{criterion} difference:spot", ("sex", ""))["value"] == pytest.approx(difference)
+    assert value(rows, "demographic parity ratio:spot", ("sex", ""))["value"] == pytest.approx(min(share) / max(share))
+    assert value(rows, "equalized odds difference:rare", ("sex", ""))["note"].startswith("ineligible")
+
+
+def test_underdiagnosis_counts_the_ill_called_healthy():
+    t = table_of().rename(columns={"y_spot": "y_No Finding", "p_spot": "p_No Finding"})
+    masks = masks_of(t)
+    rows = outcomes.missed(t, t, masks, ["sex"], ["No Finding"], ("1a", REAL))
+    rate = value(rows, "underdiagnosis")
+    cut = outcomes.threshold(t["y_No Finding"].to_numpy(), t["p_No Finding"].to_numpy())
+    ill = t[t["y_No Finding"] == 0]
+    called_healthy = (ill["p_No Finding"] >= cut).sum()
+    assert rate["n"] == len(ill) and rate["value"] == pytest.approx((called_healthy + 0.5) / (len(ill) + 1))
+    male, female = (value(rows, "underdiagnosis", ("sex", s))["value"] for s in SEX.categories)
+    assert value(rows, "gap underdiagnosis", ("sex", ""))["value"] == pytest.approx(abs(male - female))
+    assert value(rows, "gap90 underdiagnosis", ("sex", ""))["value"] == pytest.approx(0.8 * abs(male - female))
+    t = t.rename(columns={"y_No Finding": "y_glaucoma", "p_No Finding": "p_glaucoma"})
+    rate = value(outcomes.missed(t, t, masks, [], ["glaucoma"], ("1a", REAL)), "underdiagnosis")
+    ill = t[t["y_glaucoma"] == 1]
+    assert rate["value"] == pytest.approx(((ill["p_glaucoma"] < cut).sum() + 0.5) / (len(ill) + 1))
+
+
+def test_no_number_is_missing_without_a_reason(judged):
+    frame = pd.DataFrame(judged[2])
+    absent = frame[frame["value"].isna()]
+    assert len(absent) and absent["note"].str.startswith("ineligible").all()
+    assert not frame.duplicated(["method", "setting", "group_kind", "group", "metric"]).any()
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+def test_a_task_of_several_classes_is_the_mean_of_each_against_the_rest(fundus):
+    rows = pd.concat([fundus.rows("test")] * 40, ignore_index=True)
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(4), len(rows)) + 0.4 * np.eye(4)[rows["y_vision_loss"]]
+    p /= p.sum(1, keepdims=True)
+    t = rows.assign(**{f"p_vision_loss={c}": p[:, c] for c in range(4)})
+    j = Judged("vit-real", REAL, fundus, t, t, "vision_loss", "small ViT", "small ViT, from scratch", 3)
+    found = outcomes.rows_of(j, 20, 0)
+    assert {r["stage"] for r in found} == {"tasks"} and {r["extractor"] for r in found} == {"small ViT"}
+    whole = value(found, "AUROC:vision_loss")
+    assert whole["value"] == pytest.approx(sk.roc_auc_score(t["y_vision_loss"], p, multi_class="ovr"), abs=1e-6)
+    parts = [value(found, "AUROC:vision_loss", ("sex", s)) for s in SEX.categories]
+    for part, sex in zip(parts, SEX.categories, strict=True):
+        here = (t["sex"] == sex).to_numpy()
+        plain = sk.roc_auc_score(t["y_vision_loss"][here], p[here], multi_class="ovr")
+        assert part["value"] == pytest.approx(plain, abs=1e-6)
+    es = value(found, "ES-AUROC:vision_loss", ("sex", ""))["value"]
+    assert es == pytest.approx(whole["value"] / (1 + sum(abs(r["value"] - whole["value"]) for r in parts)))
+    conditions = {(r["group_kind"], r["group"]) for r in found if r["metric"] == "AUROC:vision_loss"}
+    assert {("glaucoma", "no glaucoma"), ("refraction", "hyperopia")} <= conditions
+    assert value(found, "epochs trained:vision_loss")["note"] == "small ViT, from scratch"
+
+
+# --- against real images only -----------------------------------------------------------------------------------------
+def test_differences_to_1a_and_their_p_values(judged):
+    base, worse, same = table_of(skill=0.4), table_of(skill=0.05), table_of(skill=0.4)
+    same["p_spot"] += 1e-9
+    tables = {("1a", REAL): base, ("1b", "hcn"): worse, ("1b", "text"): same, ("1d", "hcn"): worse}
+    rows = comparisons.against_real(tables, LABELS, 60, 0)
+    assert {(r["setting"], r["method"]) for r in rows} == set(tables) - {("1a", REAL)}
+
+    def at(setting, method, metric):
+        (row,) = [r for r in rows if (r["setting"], r["method"], r["metric"]) == (setting, method, metric)]
+        return row
+
+    drop = at("1b", "hcn", "AUROC:spot minus 1a")
+    plain = sk.roc_auc_score(worse["y_spot"], worse["p_spot"]) - sk.roc_auc_score(base["y_spot"], base["p_spot"])
+    assert drop["value"] == pytest.approx(plain) and drop["hi"] < 0
+    y, a, b = (t.to_numpy() for t in (base["y_spot"], worse["p_spot"], base["p_spot"]))
+    raw = significance.delong_test(y, a, b, base["patient"].to_numpy()).p
+    metric = "p (DeLong, Holm) AUROC:spot minus 1a"
+    assert at("1b", "hcn", metric)["value"] == pytest.approx(min(1, 2 * raw))  # the smaller of two
+    assert at("1d", "hcn", metric)["value"] == pytest.approx(raw)  # alone in its family
+    assert "Holm over 2 methods" in at("1b", "text", metric)["note"] and at("1b", "text", metric)["value"] == 1
+    permuted = [at("1b", m, "p (permutation, Holm) AUPRC:spot minus 1a")["value"] for m in ("hcn", "text")]
+    assert permuted == [pytest.approx(2 / 61), 1]
+    macro = at("1b", "hcn", "p (bootstrap, Holm) macro AUROC minus 1a")["value"]
+    interval = at("1b", "hcn", "macro AUROC minus 1a")
+    assert (macro < 0.025) == (not interval["lo"] <= 0 <= interval["hi"])
+    assert all(0 <= r["value"] <= 1 for r in rows if r["metric"].startswith("p ("))
+
+
+def test_an_external_set_is_compared_with_1a_on_the_same_set():
+    t = table_of()
+    tables = {("1a", REAL): t, ("1b on there", "hcn"): table_of(300, 3), ("1a on there", REAL): table_of(300, 3, 0.1)}
+    rows = comparisons.against_real(tables, LABELS, 20, 0)
+    assert {r["setting"] for r in rows} == {"1b on there"} and {r["n"] for r in rows} == {300}
+
+
+def test_labels_that_a_test_set_lacks_are_not_judged(fundus):
+    rows = fundus.rows("test")
+    t = rows.assign(**{f"p_{label}": 0.5 for label in fundus.label_names})
+    val = t.rename(columns={c: c + "!" for c in t if c.startswith(("y_", "p_"))}).assign(y_other=0, p_other=0.5)
+    (about, none) = outcomes.rows_of(Judged("1a on x", REAL, fundus, t, val), 10, 0)
+    assert about["metric"] == "epochs trained" and none["note"].startswith("not available") and np.isnan(none["value"])
