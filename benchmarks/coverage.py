@@ -40,6 +40,7 @@ SCENARIOS = (
     Scenario("strong classifier", 0.95, 0.3),
     Scenario("strong, rare", 0.95, 0.1),
     Scenario("3 images, one label", 0.80, 0.3, images=3),
+    Scenario("3 images, own labels", 0.80, 0.3, images=3, shared=False),
 )
 
 

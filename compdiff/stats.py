@@ -195,9 +195,10 @@ def percentile_interval(value: float, resampled: np.ndarray, level: float = 0.95
 def logit_interval(value: float, resampled: np.ndarray, level: float = 0.95) -> Interval:
     """Bootstrap interval of an AUROC or AUPRC on the logit scale: logit(value) +- z std(logit(resampled)).
 
-    Holds the truth as often as it says where percentiles do not: few positives, values near 1 (benchmarks/coverage.py).
-    A resample of exactly 0 or 1 counts as half as far from it as the nearest other one. The bounds are NaN where the
-    value itself is 0 or 1 (separation leaves nothing to go by), or more than a tenth of the resamples are undefined.
+    For AUROC it holds the truth in 94-96 % of simulated sets, also where percentiles reach 90-93 %: few positives, or
+    values near 1 (benchmarks/coverage.py). A resample of exactly 0 or 1 counts as half as far from it as the nearest
+    other one. The bounds are NaN where the value itself is 0 or 1 (separation leaves nothing to go by), or more than
+    a tenth of the resamples are undefined.
     """
     good = _defined(resampled)
     inner = good[(good > 0) & (good < 1)]
