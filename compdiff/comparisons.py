@@ -13,7 +13,7 @@ from compdiff.downstream import REAL
 from compdiff.evaluate import result
 from compdiff.outcomes import Curves, Name, rankings
 
-Entry = list[tuple[str, stats.Interval | float, str]]  # metric, value, note
+Entry = list[tuple[str, stats.Interval | float | None, str]]  # metric, value, note
 
 
 def against_real(tables: Mapping[Name, pd.DataFrame], labels: Sequence[str], resamples: int, seed: int) -> list[dict]:
@@ -26,24 +26,36 @@ def against_real(tables: Mapping[Name, pd.DataFrame], labels: Sequence[str], res
     out: list[dict] = []
     for (setting, method), table in tables.items():
         base = tables.get(("1a" + setting[len(setting.split(" on ")[0]) :], REAL))
-        if base is None or setting.split(" on ")[0] == "1a" or not base["id"].equals(table["id"]):
+        if base is None or table.equals(base) or not base["id"].equals(table["id"]):  # equal: 1a itself, or 5a and 5b
             continue
         shared = [label for label in labels if f"p_{label}" in table and f"y_{label}" in table]
         drawn = stats.resample_patients(table["patient"], resamples, seed)
         everyone = {("overall", ""): np.ones(len(table), dtype=bool)}
-        good = [label for label in shared if not fairness.auroc_note(table[f"y_{label}"].to_numpy())]
+        notes = {label: ineligible(table, label) for label in shared}
+        good = [label for label in shared if not notes[label]]
         found = [macro_difference(*(rankings(t, everyone, good, drawn) for t in (table, base)), good)] if good else []
         found += [label_difference(table, base, label, resamples, seed) for label in good]
+        found += [[(f"AUROC:{label} minus 1a", None, note)] for label, note in notes.items() if note]
         for entry in found:
             out += [result("difference", method, ("overall", ""), metric, value, len(table), 0, "", note, setting)
                     for metric, value, note in entry]  # fmt: skip
     return adjusted(out)
 
 
+def ineligible(table: pd.DataFrame, label: str) -> str:
+    """Why two classifiers cannot be compared on a label (too few images, or patients, of either class), else ""."""
+    y = table[f"y_{label}"].to_numpy()
+    few = min(table["patient"][y == value].nunique() for value in (0, 1)) < 2
+    return fairness.auroc_note(y) or ("ineligible: one patient only in a class" if few else "")
+
+
 def macro_difference(one: Curves, base: Curves, labels: Sequence[str]) -> Entry:
     """Difference of macro AUROC with its bootstrap interval and p."""
     a, b = (np.mean([c[("overall", ""), label][1]["AUROC"] for label in labels], axis=0) for c in (one, base))
-    error = float((a[1:] - b[1:]).std(ddof=1))
+    apart = (a[1:] - b[1:])[np.isfinite(a[1:] - b[1:])]  # a resample may lack a class
+    error = float(apart.std(ddof=1)) if len(apart) > 1 else float("nan")
+    if np.isnan(error):
+        return [("macro AUROC minus 1a", float(a[0] - b[0]), "ineligible for an interval: too few resamples")]
     p = float(2 * scipy_stats.norm.sf(abs(a[0] - b[0]) / error)) if error > 0 else float(a[0] == b[0])
     return [("macro AUROC minus 1a", stats.difference(a[0], a[1:], b[0], b[1:]), ""),
             ("p (bootstrap, Holm) macro AUROC minus 1a", p, "")]  # fmt: skip

@@ -150,6 +150,11 @@ def array_sha256(images: np.ndarray, targets: Mapping[str, np.ndarray]) -> str:
     return record.sha256_json(hashes)
 
 
+def code() -> list[str]:
+    """What trains and predicts: an edit of it, beyond comments, makes both again."""
+    return [record.source_sha256(Path(m.__file__)) for m in (classify, networks)]
+
+
 def fit_once(folder: Path, train: Set, val: Set, heads: Mapping[str, Head], training: Training, seed: int,
              init: Path | None = None, weights: Mapping | None = None, start: str = "") -> Path:  # fmt: skip
     """`folder` with a trained model; an existing one stays when it was made of the same arrays, recipe and start.
@@ -159,7 +164,7 @@ def fit_once(folder: Path, train: Set, val: Set, heads: Mapping[str, Head], trai
     inputs = {"train": array_sha256(*train), "val": array_sha256(*val), "seed": seed, "start": start,
               "init": record.sha256_file(init / "weights.safetensors") if init else "",
               "recipe": record.sha256_json([str(training), [str(h) for h in heads.values()]]),
-              "code": [record.source_sha256(Path(m.__file__)) for m in (classify, networks)]}  # fmt: skip
+              "code": code()}  # fmt: skip
     if not record.is_current(folder, inputs):
         with record.run_json(folder, inputs, seeds=[seed]) as run:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -182,7 +187,7 @@ def predictions(model: Model, images: np.ndarray, table: pd.DataFrame) -> pd.Dat
 def predict_once(folder: Path, model: Path, table: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
     """`folder`/predictions.csv: the rows of `table` with what the model in folder `model` says about `images`."""
     inputs = {"model": record.sha256_file(model / "weights.safetensors"), "images": array_sha256(images, {}),
-              "rows": record.sha256_json(table.astype(str).to_numpy().tolist())}  # fmt: skip
+              "rows": record.sha256_json(table.astype(str).to_numpy().tolist()), "code": code()}  # fmt: skip
     file = Path(folder) / "predictions.csv"
     if not record.is_current(folder, inputs):
         with record.run_json(folder, inputs) as run:

@@ -79,8 +79,9 @@ def judge(name: Name, table: pd.DataFrame, val: pd.DataFrame, masks: Mapping[Key
           attributes: Sequence[str], labels: Sequence[str], resamples: int, seed: int) -> list[dict]:  # fmt: skip
     """All rows of one classifier. table, val: rows with y_<label> and p_<label>; masks [n] of table.
 
-    Per group AUROC, AUPRC, F1, balanced accuracy and ECE of each label and their means over labels ("macro AUROC"; of
-    intersections AUROC only); per kind of group its gaps and ES-AUROC, parity of decisions, underdiagnosis.
+    Per group AUROC, AUPRC, F1, balanced accuracy and ECE of each label and their means over labels ("macro AUROC"); per
+    kind of group its gaps and ES-AUROC, parity of decisions, underdiagnosis. Of intersections, of which there are many
+    and which hold few, only the AUROC of the disparity label, its gaps and parity, and underdiagnosis.
     """
     joint = tuple(dict.fromkeys(k[0] for k in masks if " x " in k[0]))
     kinds = ("overall", *attributes, "held_out")
@@ -88,13 +89,17 @@ def judge(name: Name, table: pd.DataFrame, val: pd.DataFrame, masks: Mapping[Key
     single = {k: m for k, m in groups.items() if k[0] in kinds}
     cuts = {label: threshold(val[f"y_{label}"].to_numpy(), val[f"p_{label}"].to_numpy(float)) for label in labels}
     drawn = stats.resample_patients(table["patient"], resamples, seed)
-    curves = rankings(table, groups, labels, drawn)
+    curves = rankings(table, single, labels, drawn)
     decide(curves, table, single, labels, cuts, drawn)
+    one = disparity_label(labels)
+    curves |= rankings(table, {k: m for k, m in groups.items() if k[0] in joint}, [one], drawn)
     out = label_rows(curves, groups, name)
     out += macro(curves, single, kinds, name)
-    for kind in (*attributes, *joint):
+    for kind in attributes:
         out += disparity(out, kind, [f"AUROC:{label}" for label in labels], name)
-        out += disparity(out, kind, ["macro AUROC"], name, curves) if kind in attributes else []
+        out += disparity(out, kind, ["macro AUROC"], name, curves)
+    for kind in joint:
+        out += disparity(out, kind, [f"AUROC:{one}"], name)
     out += parity_rows(table, groups, attributes, joint, labels, cuts, name)
     return out + missed(table, val, groups, (*attributes, *joint), labels, name)
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from compdiff import comparisons, config, datasets, outcomes, significance
+from compdiff import comparisons, config, datasets, outcomes, significance, stats
 from compdiff.attributes import AGE, SEX, Schema
 from compdiff.downstream import REAL, Judged
 
@@ -113,6 +113,8 @@ def test_gaps_between_intersections_leave_small_groups_out_by_name(judged):
         assert (min(y.sum(), (1 - y).sum()) < 10) == (group in small) == row["note"].startswith("ineligible")
     gap = value(rows, "gap AUROC:spot", ("age x sex", ""))
     assert gap["value"] == pytest.approx(max(good) - min(good)) and all(g in gap["note"] for g in small)
+    found = {r["metric"] for r in rows if r["group_kind"] == "age x sex" and r["group"]}
+    assert found == {"AUROC:spot", "underdiagnosis"}
     low, high = np.quantile(good, [0.1, 0.9])
     assert value(rows, "gap90 AUROC:spot", ("age x sex", ""))["value"] == pytest.approx(high - low)
 
@@ -185,8 +187,8 @@ def test_differences_to_1a_and_their_p_values(judged):
     base, worse, same = table_of(skill=0.4), table_of(skill=0.05), table_of(skill=0.4)
     same["p_spot"] += 1e-9
     tables = {("1a", REAL): base, ("1b", "hcn"): worse, ("1b", "text"): same, ("1d", "hcn"): worse}
-    rows = comparisons.against_real(tables, LABELS, 60, 0)
-    assert {(r["setting"], r["method"]) for r in rows} == set(tables) - {("1a", REAL)}
+    rows = comparisons.against_real(tables | {("5a", REAL): base.copy()}, LABELS, 60, 0)
+    assert {(r["setting"], r["method"]) for r in rows} == set(tables) - {("1a", REAL)}  # 5a is the same classifier
 
     def at(setting, method, metric):
         (row,) = [r for r in rows if (r["setting"], r["method"], r["metric"]) == (setting, method, metric)]
@@ -197,6 +199,7 @@ def test_differences_to_1a_and_their_p_values(judged):
     assert drop["value"] == pytest.approx(plain) and drop["hi"] < 0
     y, a, b = (t.to_numpy() for t in (base["y_spot"], worse["p_spot"], base["p_spot"]))
     raw = significance.delong_test(y, a, b, base["patient"].to_numpy()).p
+    assert "p (DeLong, Holm) AUROC:rare minus 1a" in {r["metric"] for r in rows}
     metric = "p (DeLong, Holm) AUROC:spot minus 1a"
     assert at("1b", "hcn", metric)["value"] == pytest.approx(min(1, 2 * raw))  # the smaller of two
     assert at("1d", "hcn", metric)["value"] == pytest.approx(raw)  # alone in its family
@@ -207,6 +210,22 @@ def test_differences_to_1a_and_their_p_values(judged):
     interval = at("1b", "hcn", "macro AUROC minus 1a")
     assert (macro < 0.025) == (not interval["lo"] <= 0 <= interval["hi"])
     assert all(0 <= r["value"] <= 1 for r in rows if r["metric"].startswith("p ("))
+
+
+def test_a_label_of_one_patient_is_ineligible_and_an_absent_class_in_a_resample_no_zero():
+    base = table_of(60).assign(patient=lambda t: np.where(t["y_rare"] == 1, "one", t["patient"]))
+    other = base.assign(p_spot=base["p_spot"].to_numpy()[::-1], p_rare=base["p_rare"].to_numpy()[::-1])
+    rows = comparisons.against_real({("1a", REAL): base, ("1b", "hcn"): other}, LABELS, 40, 0)
+    (rare,) = [r for r in rows if "rare" in r["metric"]]
+    assert np.isnan(rare["value"]) and rare["note"] == "ineligible: one patient only in a class"
+    few = table_of(24).assign(patient=lambda t: np.where(t["y_rare"] == 1, "a", "b") + t["sex"])
+    few.loc[few.index[:12], "patient"] = ["a", "b"] * 6
+    other = few.assign(p_rare=few["p_rare"].to_numpy()[::-1])
+    drawn = stats.resample_patients(few["patient"], 40, 0)
+    assert np.isnan(stats.auroc(few["y_rare"].to_numpy(), few["p_rare"].to_numpy(), drawn.counts())).any()
+    rows = comparisons.against_real({("1a", REAL): few, ("1b", "hcn"): other}, ["rare"], 40, 0)
+    p = next(r["value"] for r in rows if r["metric"].startswith("p (bootstrap"))
+    assert 0 < p <= 1
 
 
 def test_an_external_set_is_compared_with_1a_on_the_same_set():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compdiff import sample, strategies
+from compdiff import request, sample, stages, strategies
 from compdiff.config import MAIN_METHODS
 from compdiff.strategies import STRATEGIES, chosen, generators, methods_of, sets
 
@@ -66,3 +66,11 @@ def test_asked_for_strategies_bring_their_sets_for_every_method():
     assert sample.set_names("hcn", ["1a"]) == ("test", "balanced", "train")  # never fewer than usual
     assert sample.set_names(sample.UNTRAINED, ["all"]) == ("test",)
     assert strategies.sets(["6a"], "hcn") == ("train",)
+
+
+@pytest.mark.parametrize("asked", [(), ("all",)])
+def test_notebooks_05_and_07_hear_of_the_same_strategies(asked):
+    wanted = request.Request(datasets=("chest",), strategies=asked)
+    sent = {step.stage.name: step.parameters()["strategies"] for step in stages.steps(stages.Project(), wanted)
+            if "strategies" in step.parameters()}  # fmt: skip
+    assert sent == ({"05_generation": ["all"], "07_downstream": ["all"]} if asked else {})
