@@ -24,7 +24,7 @@ LAYERS = {
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents"},
     "run": {"train", "methods", "base", "sample", "classify"},
     "judge": {
-        "features", "stats", "metrics", "fairness", "downstream", "evaluate", "alignment", "outcomes", "plots",
+        "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "metrics", "fairness", "downstream", "evaluate", "alignment", "outcomes", "plots",
         "plots_lesson", "galleries", "tables", "report", "readme",
     },
     "door": {"request", "stages", "execute", "run"},
