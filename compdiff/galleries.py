@@ -36,7 +36,8 @@ def grid(images: np.ndarray, rows: Sequence[str], columns: Sequence[str], title:
 
 
 def copies(generated: np.ndarray, training: np.ndarray, names: Sequence[str], what: str) -> Figure:
-    """Pairs of uint8 images [n, S, S]: generated | nearest training image | their difference, mid-grey where equal.
+    """Pairs of uint8 images [n, S, S], one below the other: generated, nearest training image, and their difference,
+    mid-grey where they are equal.
 
     names: one per pair. `what` says what the training images are, "phantom". ValueError: anything else, because a
     training image that shows a patient is not to be drawn.
@@ -44,8 +45,8 @@ def copies(generated: np.ndarray, training: np.ndarray, names: Sequence[str], wh
     if what != "phantom":
         raise ValueError(f"training images are drawn when they are phantoms, these are {what!r}")
     difference = (generated.astype(np.int16) - training) // 2 + 128
-    images = np.stack([generated, training, difference.astype(np.uint8)], axis=1)
-    return grid(images, names, ("generated", f"nearest\n{what}", "difference"), f"Nearest training {what}s", inch=0.8)
+    images = np.stack([generated, training, difference.astype(np.uint8)])
+    return grid(images, ("generated", f"training\n{what}", "difference"), names, f"Nearest training {what}s", inch=0.8)
 
 
 def spread(rows: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 
 from compdiff import alignment, evaluate, fairness, features, stats
 from compdiff.evaluate import ImageSet, Reference, draws, result
-from compdiff.weights import Entry, NotAvailable, entries, weight_file
+from compdiff.weights import Entry, NotAvailable, entries, standing, weight_file
 
 STAGE = "judges"
 OUTPUT_OF = {"Pleural Effusion": "Effusion"}  # our label -> the judge's output, where the names differ
@@ -44,7 +44,8 @@ def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], mod
             weights: str, resamples: int, seed: int) -> list[dict]:  # fmt: skip
     """Rows of every judge and extractor of the list but `ref.extractor`, for all sets; real_test should be among them.
 
-    weights: folder of the files ("" = the default). ValueError: a file that is not what the list says.
+    weights: folder of the files ("" = the default). A file whose hash is not listed is named in the notes.
+    ValueError: a file that is not what the list says.
     """
     out = []
     for name, known in entries().items():
@@ -52,16 +53,18 @@ def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], mod
         if name == ref.extractor or known.images not in ("any", modality) or not wanted:
             continue
         try:
-            weight_file(name, weights)
+            sure = standing(name, weight_file(name, weights))
         except NotAvailable as error:
             absent = {"n_ref": 0, "extractor": name, "note": f"not available: {error.remedy}"}
             everyone = [(s, m) for s in sets for m in wanted]
             out += [result(STAGE, s.method, ("overall", ""), m, None, len(s.at), **absent) for s, m in everyone]
             continue
-        judged = OPINIONS.get(known.judges, category)
+        judge, judged = Judge(known, wanted, weights), OPINIONS.get(known.judges, category)
         real = replace(ref, features=describe(name, evaluate.real_test(ref)), extractor=name)
         for s in sets:
-            out += judged(replace(s, features=describe(name, s)), real, Judge(known, wanted, weights), resamples, seed)
+            rows = judged(replace(s, features=describe(name, s)), real, judge, resamples, seed)
+            unsure = "" if sure == "verified" else f"weights {sure}"
+            out += [r | {"note": "; ".join(filter(None, (r["note"], unsure)))} for r in rows]
     return out
 
 

@@ -76,8 +76,10 @@ def mifid(distance: float, memorised: float, tau: float, epsilon: float = 1e-14)
 
 
 def nearest_cosine(a: np.ndarray, b: np.ndarray, chunk: int = 1024) -> np.ndarray:
-    """min_j 1 - |cos(a_i, b_j)| of features [n, d] and [m, d] -> [n]; its mean over a generated set against the training
-    set is the memorisation distance s of MiFID. The all-zero vector is at distance 1."""
+    """min_j 1 - |cos(a_i, b_j)| of features [n, d] and [m, d] -> [n]; an all-zero vector is at distance 1.
+
+    Its mean over a generated set, against the training set, is the memorisation distance s of MiFID.
+    """
     a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (_features(a), _features(b)))
     best = [1 - np.abs(a[i : i + chunk] @ b.T).max(1) for i in range(0, len(a), chunk)]
     return np.maximum(np.concatenate(best), 0)

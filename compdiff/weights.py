@@ -98,6 +98,12 @@ def weight_file(name: str, folder: str = "") -> Path:
     return path
 
 
+def standing(name: str, path: Path) -> str:
+    """ "verified" for the listed bytes; else "unverified, sha256 ..." of the file that was used."""
+    sure = entry(name).sha256 is not None and path.suffix != ".safetensors"
+    return "verified" if sure else f"unverified, sha256 {sha256_file(path)[:12]}"
+
+
 def state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, without the wrappers "state_dict" (Lightning) and module. or model. before every key.
 
@@ -125,9 +131,7 @@ def listing(folder: str = "") -> pd.DataFrame:
     rows = []
     for name, known in entries().items():
         try:
-            path = weight_file(name, folder)
-            sure = known.sha256 is not None and path.suffix != ".safetensors"
-            state = "verified" if sure else f"unverified, sha256 {sha256_file(path)[:12]}"
+            state = standing(name, weight_file(name, folder))
         except NotAvailable:
             state = "not available"
         row = {"title": known.title, "judges": known.judges, "licence": known.licence, "state": state}

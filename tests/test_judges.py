@@ -1,5 +1,6 @@
 """Rows of judges from outside: absent ones say so, present ones are plain computations of their outputs."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -33,9 +34,10 @@ def test_absent_judges_give_rows_with_the_remedy_for_every_set(ref, tmp_path):
 
 
 @pytest.fixture
-def present(monkeypatch):
+def present(monkeypatch, tmp_path):
     """Every file is there; a judge of findings, sex or race says what the first features say."""
-    monkeypatch.setattr(judges, "weight_file", lambda name, folder: None)
+    (tmp_path / "mine.pt").write_bytes(b"mine")
+    monkeypatch.setattr(judges, "weight_file", lambda name, folder: tmp_path / "mine.pt")
     monkeypatch.setattr(features, "logits", lambda f, name, folder: np.tile(f, 3)[:, : len(weights.entries()[name].outputs)])
 
 
@@ -47,6 +49,8 @@ def test_present_judges_compute_from_their_own_features(ref, present):
     assert whole["radimagenet", "FID"]["value"] > whole["inception", "FID"]["value"]
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (s.features, ref.features)]
     assert whole["biovil", "cosine paired"]["value"] == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
+    assert whole["biovil", "cosine paired"]["note"] == ""
+    assert whole["inception", "FID"]["note"] == f"weights unverified, sha256 {hashlib.sha256(b'mine').hexdigest()[:12]}"
     asked = (ref.rows["sex"] == "Female").to_numpy()
     assert whole["sex", "accuracy:sex"]["value"] == ((s.features[:, 1] > s.features[:, 0]) == asked).mean()
     assert value([r for r in rows if r["extractor"] == "inception"], "KID", ("sex", "Male"))["n"] == (~asked).sum()

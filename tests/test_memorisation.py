@@ -172,7 +172,7 @@ def test_pairs_of_phantoms_are_drawn_and_of_patients_are_not():
     a, b = pictures(2, 0), pictures(2, 1)
     figure = galleries.copies(a, a, ["hcn", "text"], "phantom")
     images = [ax.images[0].get_array() for ax in figure.axes]
-    assert len(images) == 6 and (images[2] == 128).all() and "phantom" in figure.get_suptitle()
+    assert len(images) == 6 and (images[4] == 128).all() and (images[1] == images[3]).all() and "phantom" in figure.get_suptitle()
     white, black = np.full((1, 8, 8), 255, np.uint8), np.zeros((1, 8, 8), np.uint8)
     drawn = [galleries.copies(x, y, [""], "phantom").axes[2].images[0].get_array() for x, y in ((white, black), (black, white))]
     assert (drawn[0] == 255).all() and (drawn[1] == 0).all()

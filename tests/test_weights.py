@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from compdiff import backbones, features, paths, weights
+from compdiff import backbones, features, paths, stages, weights
 from compdiff.inception import InceptionV3
+from compdiff.request import Request
 
 PARAMETERS = {  # as torchvision documents them: 1,000 classes, Inception with its auxiliary classifier
     InceptionV3: 27_161_264, backbones.resnet50: 25_557_032, backbones.resnet34: 21_797_672}  # fmt: skip
@@ -103,6 +104,20 @@ def test_an_incomplete_entry_is_named(tmp_path, monkeypatch):
 def test_default_folder_lies_beside_the_notebooks_and_is_ignored_by_git(tmp_path):
     assert paths.weights_root() == paths.ROOT / "weights" and paths.weights_root(str(tmp_path)) == tmp_path
     assert "weights/" in (paths.ROOT / ".gitignore").read_text().split()
+
+
+def test_another_file_of_a_judge_is_a_reason_to_run_06_and_no_other_notebook(tmp_path):
+    folder = tmp_path / "mine"
+    asked = Request("smoke", ("chest",), runs=str(tmp_path), overrides={"weights": str(folder)})
+    every = {s.stage.name: s for s in stages.steps(stages.PROJECT, asked)}
+    before = {name: step.inputs({}) for name, step in every.items()}
+    folder.mkdir()
+    (folder / "new.pt").write_bytes(b"new")
+    after = {name: step.inputs({}) for name, step in every.items()}
+    assert {n: [k for k in after[n] if after[n][k] != before[n].get(k)] for n in every if after[n] != before[n]} == {
+        "06_metrics": ["files of judges"]}  # fmt: skip
+    with pytest.raises(ValueError, match="unknown dataset 'weights'; known: chest, fundus, nih"):
+        stages.PROJECT.manifest("weights")
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
