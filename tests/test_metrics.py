@@ -175,6 +175,7 @@ def test_one_outlier_fools_precision_not_density():
     assert metrics.density_coverage(real, fake)[0] < 0.25
 
 
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore`", "ignore:std")
 def test_inception_score_matches_torchmetrics_and_its_limits():
     from torchmetrics.image.inception import InceptionScore
 

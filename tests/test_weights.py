@@ -207,6 +207,7 @@ class Bomb:
         return exec, ("raise SystemExit('code of a stranger ran')",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:.*TorchScript archive")
 @pytest.mark.parametrize("kind", ["pickle", "torch", "module", "script", "text", "list"])
 def test_files_that_hold_more_than_tensors_are_refused_not_run(kind, tmp_path):
     file = tmp_path / "judge.pt"
