@@ -48,14 +48,14 @@ def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], 
 
 
 def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...],
-             counts: np.ndarray) -> list[dict]:  # fmt: skip
-    """AUROC of each requested 0/1 finding."""
+             counts: np.ndarray, extractor: str = JUDGE, stage: str = "alignment") -> list[dict]:  # fmt: skip
+    """AUROC of each requested 0/1 finding; column j of predicted["labels"] [n, L] is the score of labels[j]."""
     out = []
     for j, label in enumerate(labels):
         y, p = rows[f"y_{label}"].to_numpy(), predicted["labels"][:, j]
         note = fairness.auroc_note(y)
         value = None if note else stats.percentile_interval(float(stats.auroc(y, p)[0]), stats.auroc(y, p, counts))
-        out.append(result("alignment", s.method, ("overall", ""), f"AUROC:{label}", value, len(y), 0, JUDGE, note))
+        out.append(result(stage, s.method, ("overall", ""), f"AUROC:{label}", value, len(y), 0, extractor, note))
     return out
 
 
@@ -84,8 +84,9 @@ def correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def measured(s: ImageSet, ref: Reference, theirs: pd.DataFrame, real: pd.DataFrame, resamples: int, seed: int) -> list[dict]:
     """Each parameter measured on the images against the same measurement of the real image of each request.
 
-    theirs, real: `evaluate.measure` of the set and of the reference. "r:<parameter>" and "MAE:<parameter>"; groups: overall, held out
-    or seen. Two patients of one request differ by their own scatter, so the control real_train shows what can be reached.
+    theirs, real: `evaluate.measure` of the set and of the reference. "r:<parameter>", "MAE:<parameter>" and "bias:<parameter>", the mean
+    signed error (> 0: drawn larger than asked for); groups: overall, held out or seen. Two patients of one request differ by their own
+    scatter, so the control real_train shows what can be reached.
     """
     counts = draws(s, ref, resamples, seed)[0].counts()
     keys: list[Key] = [k for k in ref.masks if k[0] in ("overall", "held_out")]
@@ -99,8 +100,8 @@ def measured(s: ImageSet, ref: Reference, theirs: pd.DataFrame, real: pd.DataFra
                 continue
             c, here = counts[:, mask], {"n": n, "n_ref": n, "extractor": "pixels", "note": fairness.images_note(n)}
             r = correlation(x[mask], y[mask], np.vstack([np.ones(n), c]))
-            error = np.abs(x - y)[mask]
-            mae = stats.percentile_interval(error.mean(), stats.mean(error, c))
             out.append(result("measured", s.method, key, f"r:{name}", stats.percentile_interval(r[0], r[1:]), **here))
-            out.append(result("measured", s.method, key, f"MAE:{name}", mae, **here))
+            for metric, error in (("MAE", np.abs(x - y)[mask]), ("bias", (x - y)[mask])):
+                interval = stats.percentile_interval(error.mean(), stats.mean(error, c))
+                out.append(result("measured", s.method, key, f"{metric}:{name}", interval, **here))
     return out

@@ -26,7 +26,7 @@ from compdiff.config import Config, DataConfig, settings
 from compdiff.datasets import Data
 from compdiff.interfaces import NoConditioner, NoReweighter
 from compdiff.latents import Latents
-from compdiff.manifests import Manifest, load_manifest
+from compdiff.manifests import Manifest, dataset_names, load_manifest
 
 PHANTOMS = ("chest", "fundus")  # what the tiny base is trained on
 DIALS = (0.0, 0.5, 1.0)  # the interaction dial of a third of its cohort each
@@ -110,8 +110,8 @@ def captions(manifest: Manifest, rows: Sequence[dict], seed: int = 0, phrases: i
 def corpus() -> list[str]:
     """Texts whose words become tokens: every prompt template, category and finding of every manifest."""
     texts = ["hypertrophy, heart failure with infarct, without infarct, healthy, overweight BMI, obese, normal, age in 60s"]
-    for path in sorted(paths.MANIFESTS.glob("*.yaml")):
-        manifest = load_manifest(path.stem)
+    for name in dataset_names():
+        manifest = load_manifest(name)
         texts += [*manifest.prompts, *(c for a in manifest.schema.attributes for c in a.categories), manifest.describe(dict.fromkeys(manifest.labels, 0))]
         texts += [phrase for phrases in manifest.labels.values() for phrase in phrases]
     return texts

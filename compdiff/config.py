@@ -109,6 +109,13 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    """06. Judges and extractors from outside (data_manifests/weights.yaml)."""
+
+    weights: str = ""  # folder of their files; "" = weights/ of the repository
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run depends on besides its data."""
 
@@ -119,6 +126,7 @@ class Config:
     fair: FairConfig = field(default_factory=FairConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
+    judges: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 # --- the table of presets: profile -> what differs from the defaults above (which are the demo's) -------------

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from compdiff import fairness, metrics, phantoms, sample, stats
 from compdiff.attributes import Schema
@@ -25,7 +26,7 @@ CONTROLS = {  # in the order of the tables
     "shuffled": "a method's images, permuted over the requests",
     "untrained": "the base model, never trained on attributes",
 }
-REPEATS = 5  # random subsets of a size-matched FID
+REPEATS = 10  # random subsets of a size-matched FID
 PAIRS_PER_CELL = 4  # images per request whose pairs measure diversity
 LARGE = 1000  # reference images from which several images per patient are no obstacle to subgroup FIDs
 Features = Callable[[str, np.ndarray], np.ndarray]  # (name, uint8 [n, S, S]) -> float32 [n, d], e.g. features.cached
@@ -184,7 +185,12 @@ def kid_of(s: ImageSet, ref: Reference, mask: np.ndarray, ra: Resamples, rb: Res
 
 
 def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
-    """FID, KID, precision, recall and MS-SSIM of one set, overall and per group; FID intervals overall only (half-samples)."""
+    """FID, KID, precision, recall, density, coverage and MS-SSIM of one set, overall and per group."""
+    return distances(s, ref, resamples, seed) + matched(s, ref, seed) + similarity(s, ref, draws(s, ref, resamples, seed)[0])
+
+
+def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
+    """What compares two clouds of features, overall and per group; FID intervals overall only (half-samples)."""
     ra, rb = draws(s, ref, resamples, seed)
     real = ref.features[s.at]
     out = []
@@ -205,21 +211,51 @@ def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict
         value = None if few else stats.percentile_interval(*kid_of(s, ref, mask, ra, rb))
         out.append(result("quality", s.method, key, "KID", value, note=few or fairness.images_note(n), **here))
         if key[0] != "cell":
-            pair = (None, None) if fairness.images_note(n) else metrics.precision_recall(b, a)
-            out += [result("quality", s.method, key, m, v, note=fairness.images_note(n), **here)
-                    for m, v in zip(("precision", "recall"), pair, strict=True)]  # fmt: skip
-    return out + matched(s, ref, seed) + similarity(s, ref, ra)
+            few = fairness.images_note(n)
+            found = (None,) * 4 if few else metrics.precision_recall(b, a) + metrics.density_coverage(b, a)
+            out += [result("quality", s.method, key, m, v, note=few, **here)
+                    for m, v in zip(("precision", "recall", "density", "coverage"), found, strict=True)]  # fmt: skip
+    return out
 
 
 def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
-    """FID of every attribute's categories and of the whole at ONE number of images, the smallest eligible category's."""
+    """FID of every attribute's categories and of the whole at ONE number of images n, the smallest eligible category's.
+
+    Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the FID of n such
+    images differs between samples of that size (halves without replacement, as in stats.fid_interval), at least: it is wider where the
+    distance is small against its bias. The choice of a subset alone would say nothing about the smallest group, which has only one.
+    """
     sizes = {k: int(m[s.at].sum()) for k, m in ref.masks.items() if k[0] in (*ref.schema.names, "overall")}
     fitting = {k: n for k, n in sizes.items() if not fairness.images_note(n)}
     if not ref.subgroup_fid or not fitting:
         return []
-    n, real = min(fitting.values()), ref.features[s.at]
-    return [result("quality", s.method, k, "FID-matched", metrics.matched_fid(s.features[m], real[m], n, REPEATS, seed).mean(), n, n,
-                   ref.extractor, f"mean of {REPEATS} random subsets of {n}") for k in fitting for m in (ref.masks[k][s.at],)]  # fmt: skip
+    n, real, out = min(fitting.values()), ref.features[s.at], []
+    for k in fitting:
+        mask = ref.masks[k][s.at]
+        whole, half = (metrics.matched_fid(s.features[mask], real[mask], size, REPEATS, seed) for size in (n, n // 2))
+        value = _from_halves(whole.mean(), half - whole)  # one seed: each half is the first half of its subset
+        out.append(result("quality", s.method, k, "FID-matched", value, n, n, ref.extractor, f"mean of {REPEATS} random subsets of {n}"))
+    return out
+
+
+def _from_halves(value: float, differences: np.ndarray, level: float = 0.95) -> Interval:
+    """value +- z std of half-samples about the whole: the spread of the whole, whose bias the halves do not share."""
+    spread = norm.ppf((1 + level) / 2) * np.std(differences, ddof=1)
+    return Interval(float(value), max(float(value - spread), 0.0), float(value + spread))
+
+
+def classified(s: ImageSet, ref: Reference, probabilities: np.ndarray, real: np.ndarray, resamples: int, seed: int) -> list[dict]:
+    """"IS" of one set, from the extractor's own class probabilities [n, C]; interval from random halves of its patients.
+
+    real: those of the real test images. No real image enters the score; theirs stands in the note, for comparison.
+    """
+    names, code = np.unique(s.patients, return_inverse=True)
+    rng, value = np.random.default_rng(seed), metrics.inception_score(probabilities)
+    halves = [(rng.permutation(len(names)) < (len(names) + 1) // 2)[code] for _ in range(max(10, resamples // 4))]
+    scores = np.array([metrics.inception_score(probabilities[h]) for h in halves])
+    n = len(s.at)
+    return [result("quality", s.method, ("overall", ""), "IS", _from_halves(value, scores - value), n, 0, ref.extractor,
+                   f"real test images: {metrics.inception_score(real):.4g}")]  # fmt: skip
 
 
 def similarity(s: ImageSet, ref: Reference, ra: Resamples) -> list[dict]:
@@ -268,26 +304,7 @@ def differences(sets: Sequence[ImageSet], ref: Reference, resamples: int, seed: 
                    len(ref.rows), ref.extractor) for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
 
 
-# --- memorisation --------------------------------------------------------------------------------------------------------
-def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distance of each row of a [n, d] to its nearest row of b [m, d] -> [n]."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    square = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    return np.sqrt(np.maximum(square.min(1), 0))
-
-
-def memorisation(s: ImageSet, ref: Reference, train: np.ndarray, resamples: int, seed: int) -> list[dict]:
-    """Median distance to the nearest training image, and the share of suspected copies: nearer than 99 % of real test images."""
-    limit = np.quantile(nearest(ref.features, train), 0.01)
-    distance = nearest(s.features, train)
-    counts = draws(s, ref, resamples, seed)[0].counts()
-    share = (distance < limit).astype(float)
-    here = {"n": len(distance), "n_ref": len(train), "extractor": ref.extractor}
-    return [result("memorisation", s.method, ("overall", ""), "nearest training distance", float(np.median(distance)), **here),
-            result("memorisation", s.method, ("overall", ""), "suspected copies",
-                   stats.percentile_interval(share.mean(), stats.mean(share, counts)), **here)]  # fmt: skip
-
-
+# --- measurement ---------------------------------------------------------------------------------------------------------
 def measure(modality: str, images: np.ndarray) -> pd.DataFrame:
     """`phantoms.measure` of every image: one row each, one column per generative parameter; 0 where an image shows none."""
     with np.errstate(invalid="ignore"):

@@ -35,6 +35,20 @@ def grid(images: np.ndarray, rows: Sequence[str], columns: Sequence[str], title:
     return figure
 
 
+def copies(generated: np.ndarray, training: np.ndarray, names: Sequence[str], what: str) -> Figure:
+    """Pairs of uint8 images [n, S, S], one below the other: generated, nearest training image, and their difference,
+    mid-grey where they are equal.
+
+    names: one per pair. `what` says what the training images are, "phantom". ValueError: anything else, because a
+    training image that shows a patient is not to be drawn.
+    """
+    if what != "phantom":
+        raise ValueError(f"training images are drawn when they are phantoms, these are {what!r}")
+    difference = (generated.astype(np.int16) - training) // 2 + 128
+    images = np.stack([generated, training, difference.astype(np.uint8)])
+    return grid(images, ("generated", f"training\n{what}", "difference"), names, f"Nearest training {what}s", inch=0.8)
+
+
 def spread(rows: pd.DataFrame, n: int) -> pd.DataFrame:
     """One row for each of at most `n` cells, over all cells in `rows` (column `cell`), not always the same category."""
     first = rows.drop_duplicates("cell").sort_values("cell")

@@ -84,13 +84,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def dataset_names() -> list[str]:
+    """Names of the dataset manifests, sorted. The folder also holds weights.yaml, the list of judges."""
+    return sorted(p.stem for p in paths.MANIFESTS.glob("*.yaml") if p.stem != "weights")
+
+
 def load_manifest(name_or_path: str | Path) -> Manifest:
     """Read and validate `data_manifests/<name>.yaml`, or the file at a path that ends in .yaml; else ManifestError."""
     path = Path(name_or_path)
     if path.suffix != ".yaml":
         path = paths.MANIFESTS / f"{name_or_path}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in paths.MANIFESTS.glob("*.yaml")))
+        known = ", ".join(dataset_names())
         raise ManifestError(
             f"dataset {str(name_or_path)!r}",
             [f"{path}: no such manifest -> use one of: {known}; or the path of a .yaml"],

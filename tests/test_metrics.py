@@ -149,6 +149,89 @@ def test_precision_and_recall_are_a_plain_loop(k):
     assert metrics.precision_recall(real, fake + 100, k) == (0, 0)
 
 
+def test_density_and_coverage_by_hand():
+    """Real 0, 1, 3, 7 with k = 1: radii 1, 1, 2, 4. Fake 0.5 lies in the balls of 0, 1; 4 in 3, 7; 20 in none."""
+    real, fake = np.array([[0.0], [1], [3], [7]]), np.array([[0.5], [4], [20]])
+    assert metrics.density_coverage(real, fake, 1) == (pytest.approx(4 / 3), 1.0)
+    assert metrics.density_coverage(real, fake[[0, 2]], 1) == (1.0, 0.5)
+    with pytest.raises(ValueError, match="k = 5"):
+        metrics.density_coverage(real, fake)
+
+
+def test_density_and_coverage_of_one_distribution_have_their_expectation():
+    """Naeem et al. 2020: density 1, coverage 1 - prod (n - i) / (n + m - i), whatever the distribution."""
+    rng, n, m, k = np.random.default_rng(10), 20, 30, 3
+    found = np.array([metrics.density_coverage(rng.normal(size=(n, 3)), rng.normal(size=(m, 3)), k) for _ in range(400)])
+    expected = 1, 1 - np.prod([(n - i) / (n + m - i) for i in range(1, k + 1)])
+    assert (np.abs(found.mean(0) - expected) < 4 * found.std(0) / np.sqrt(len(found))).all()
+    assert expected[1] < 0.95  # so that a count of all images would be noticed
+
+
+def test_one_outlier_fools_precision_not_density():
+    rng = np.random.default_rng(11)
+    real = np.vstack([rng.normal(size=(60, 2)), [[40.0, 40]]])
+    fake = rng.uniform(5, 35, size=(60, 2))
+    assert metrics.precision_recall(real, fake)[0] > 0.9
+    assert metrics.density_coverage(real, fake)[0] < 0.25
+
+
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore`", "ignore:std")
+def test_inception_score_matches_torchmetrics_and_its_limits():
+    from torchmetrics.image.inception import InceptionScore
+
+    class Logits(torch.nn.Module):
+        num_features = 8
+
+        def forward(self, x):
+            return x.reshape(len(x), -1)[:, :8].double() / 40
+
+    x = np.random.default_rng(12).integers(0, 256, (50, 3, 2, 4))
+    reference = InceptionScore(feature=Logits(), splits=1)
+    reference.update(torch.tensor(x, dtype=torch.uint8))
+    p = torch.tensor(x.reshape(50, -1)[:, :8] / 40).softmax(1).numpy()
+    assert metrics.inception_score(p) == pytest.approx(float(reference.compute()[0]), rel=1e-6)
+    assert metrics.inception_score(np.eye(5)) == pytest.approx(5)  # sure of each, five classes
+    assert metrics.inception_score(np.eye(5)[[2, 2, 2]]) == pytest.approx(1)  # sure of one
+    assert metrics.inception_score(np.full((7, 5), 0.2)) == pytest.approx(1)  # sure of none
+    for wrong in (np.ones((2, 3)), np.array([0.5, 0.5]), np.array([[1.5, -0.5]])):
+        with pytest.raises(ValueError, match="sum to 1"):
+            metrics.inception_score(wrong)
+
+
+def test_mifid_matches_torchmetrics():
+    """Bai et al. look from each generated image for the nearest training image; torchmetrics 1.9 from each `real` for
+    the nearest `fake`, so the generated ones are handed over as `real`. FID is symmetric."""
+    from torchmetrics.image.mifid import MemorizationInformedFrechetInceptionDistance
+
+    class Features(torch.nn.Module):
+        num_features = 6
+
+        def forward(self, x):
+            return x.reshape(len(x), -1)[:, :6].double()
+
+    rng = np.random.default_rng(13)
+    train = rng.integers(0, 256, (70, 3, 2, 4))
+    for spread, copied in ((2, True), (120, False)):
+        fake = np.clip(train[:40] + rng.integers(-spread, spread + 1, (40, 3, 2, 4)), 0, 255)
+        reference = MemorizationInformedFrechetInceptionDistance(feature=Features(), cosine_distance_eps=0.01).set_dtype(torch.float64)
+        for x, real in ((fake, True), (train, False)):
+            reference.update(torch.tensor(x, dtype=torch.uint8), real=real)
+        a, b = (x.reshape(len(x), -1)[:, :6].astype(float) for x in (fake, train))
+        s = metrics.nearest_cosine(a, b).mean()
+        assert (s < 0.01) == copied
+        assert metrics.mifid(metrics.fid(a, b), s, tau=0.01) == pytest.approx(float(reference.compute()), rel=1e-5)
+
+
+def test_nearest_cosine_is_a_plain_loop_in_any_chunk():
+    rng = np.random.default_rng(14)
+    a, b = rng.normal(size=(9, 4)), rng.normal(size=(7, 4))
+    plain = [min(1 - abs(x @ y) / np.linalg.norm(x) / np.linalg.norm(y) for y in b) for x in a]
+    np.testing.assert_allclose(metrics.nearest_cosine(a, b), plain, atol=1e-12)
+    np.testing.assert_allclose(metrics.nearest_cosine(a, b, chunk=2), plain, atol=1e-12)
+    np.testing.assert_allclose(metrics.nearest_cosine(-3 * b, b), 0, atol=1e-12)
+    assert metrics.nearest_cosine(np.zeros((2, 4)), b).tolist() == [1, 1]
+
+
 def textured(rng, n, size):
     smooth = rng.normal(size=(n, size, size)).cumsum(1).cumsum(2)
     smooth -= smooth.min((1, 2), keepdims=True)

@@ -24,9 +24,9 @@ LAYERS = {
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents"},
     "run": {"train", "methods", "base", "strategies", "sample"},
     "judge": {
-        "features", "stats", "significance", "scores", "metrics", "fairness", "networks", "classify", "downstream",
-        "evaluate", "alignment", "outcomes", "comparisons", "plots", "plots_lesson", "galleries", "tables", "report",
-        "readme",
+        "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
+        "fairness", "networks", "classify", "downstream", "evaluate", "alignment", "outcomes", "comparisons", "plots",
+        "plots_lesson", "galleries", "tables", "report", "readme",
     },
     "door": {"request", "stages", "execute", "run"},
 }  # fmt: skip
