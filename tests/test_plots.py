@@ -7,10 +7,10 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from test_tables import COUNTS, HELD_OUT, SCHEMA, made_up
 
-from compdiff import plots, tables
+from compdiff import frames, plots, plots_downstream, plots_groups, plots_pictures, plots_results, plots_training
 from compdiff.attributes import SCHEMAS
 
-RESULTS = tables.over_seeds(made_up())
+RESULTS = frames.over_seeds(made_up())
 
 
 def history(steps=60):
@@ -26,7 +26,7 @@ def history(steps=60):
 
 def pictures():
     rng = np.random.default_rng(1)
-    names = [SCHEMA.cell_name(c) for c in plots.gallery_cells(SCHEMA, COUNTS, HELD_OUT)]
+    names = [SCHEMA.cell_name(c) for c in plots_pictures.gallery_cells(SCHEMA, COUNTS, HELD_OUT)]
     return {
         row: {n: rng.integers(0, 255, (64, 64), dtype=np.uint8) for n in names}
         for row in ("phantom", "Text baseline", "HCN (CompDiff)")
@@ -46,14 +46,14 @@ def figures():
         ]
     )
     return {
-        "architecture": lambda: plots.architecture(SCHEMA),
-        "gallery": lambda: plots.gallery(images, names, HELD_OUT, "Phantoms and synthetic images, n = 1 per cell"),
-        "quality": lambda: plots.quality_bars(RESULTS, SCHEMA, "phantoms"),
-        "subgroup_fid": lambda: plots.subgroup_fid(RESULTS, "phantoms"),
-        "sigma": lambda: plots.sigma_history({"fairdiffusion": history(), "hcn_fairdiffusion": history()}, SCHEMA),
-        "uncertainty": lambda: plots.uncertainty(sigma, HELD_OUT, "phantoms"),
-        "downstream": lambda: plots.downstream_gaps(RESULTS, "phantoms"),
-        "dial": lambda: plots.interaction_dial(dial, "phantoms"),
+        "architecture": lambda: plots_pictures.architecture(SCHEMA),
+        "gallery": lambda: plots_pictures.gallery(images, names, HELD_OUT, "Phantoms and synthetic images, n = 1 per cell"),
+        "quality": lambda: plots_results.quality_bars(RESULTS, SCHEMA, "phantoms"),
+        "subgroup_fid": lambda: plots_groups.subgroup_fid(RESULTS, "phantoms"),
+        "sigma": lambda: plots_training.sigma_history({"fairdiffusion": history(), "hcn_fairdiffusion": history()}, SCHEMA),
+        "uncertainty": lambda: plots_training.uncertainty(sigma, HELD_OUT, "phantoms"),
+        "downstream": lambda: plots_downstream.downstream_gaps(RESULTS, "phantoms"),
+        "dial": lambda: plots_groups.interaction_dial(dial, "phantoms"),
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_figures_say_what_and_how_many(name):
 
 
 def test_bars_stand_where_the_numbers_are():
-    fig = plots.quality_bars(RESULTS, SCHEMA, "phantoms")
+    fig = plots_results.quality_bars(RESULTS, SCHEMA, "phantoms")
     ax = fig.axes[0]
     drawn = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == plots.MARKER["flat"]]
     assert drawn == [22.0]
@@ -91,17 +91,17 @@ def test_bars_stand_where_the_numbers_are():
 
 def test_missing_inputs_give_a_panel_that_says_so():
     empty = RESULTS.iloc[:0]
-    for fig in (plots.uncertainty(None, [], "phantoms"), plots.sigma_history({}, SCHEMA), plots.subgroup_fid(empty, "phantoms"),
-                plots.downstream_gaps(empty, "phantoms"), plots.quality_bars(empty, SCHEMA, "phantoms")):  # fmt: skip
+    for fig in (plots_training.uncertainty(None, [], "phantoms"), plots_training.sigma_history({}, SCHEMA), plots_groups.subgroup_fid(empty, "phantoms"),
+                plots_downstream.downstream_gaps(empty, "phantoms"), plots_results.quality_bars(empty, SCHEMA, "phantoms")):  # fmt: skip
         assert "not available" in texts(fig)
 
 
 def test_gallery_shows_every_sex_and_the_rarest_and_commonest_third_attribute():
-    cells = plots.gallery_cells(SCHEMA, COUNTS, HELD_OUT)
+    cells = plots_pictures.gallery_cells(SCHEMA, COUNTS, HELD_OUT)
     assert len(cells) <= 12 and {c[1] for c in cells} == {0, 1} and len({c[2] for c in cells}) == 2
     totals = [sum(n for name, n in COUNTS.items() if name.endswith(r)) for r in SCHEMA["race"].categories]
     assert {c[2] for c in cells} == {int(np.argmin(totals)), int(np.argmax(totals))}
-    assert len(plots.gallery_cells(SCHEMAS["nih"], {})) <= 12
+    assert len(plots_pictures.gallery_cells(SCHEMAS["nih"], {})) <= 12
 
 
 def test_colours_differ_in_lightness_or_hue_for_every_method():
@@ -114,5 +114,5 @@ def test_the_callers_style_is_left_alone():
     import matplotlib as mpl
 
     before = mpl.rcParams["font.size"]
-    plots.architecture(SCHEMA)
+    plots_pictures.architecture(SCHEMA)
     assert mpl.rcParams["font.size"] == before
