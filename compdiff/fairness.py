@@ -5,11 +5,11 @@ Numbers of small groups are shown and marked ineligible, never dropped and never
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
-import pandas as pd
 
 from compdiff.stats import Interval, jeffreys
 
@@ -18,29 +18,21 @@ MIN_NEGATIVES = 20  # negatives below which a group's false-positive rate is ine
 MIN_IMAGES = 30  # images below which a group's image metrics are ineligible
 
 
-@dataclass(frozen=True)
-class Group:
-    """Some rows of a table: kind = overall | an attribute | cell | held_out | a joint kind such as "sex x race"."""
-
-    kind: str
-    name: str
-    mask: np.ndarray  # bool [n]
+Key = tuple[str, str]  # (group_kind, group), as in the result rows
 
 
-def groups(table: pd.DataFrame, names: Sequence[str], joint: Iterable[Sequence[str]] = ()) -> list[Group]:
-    """All groups of a table with one column of category names per attribute, in order of first appearance of the kinds.
+def intersections(masks: Mapping[Key, np.ndarray], attributes: Sequence[str], most: int = 3) -> dict[Key, np.ndarray]:
+    """Groups of two, ..., `most` attributes that occur: {("sex x race", "Female Black"): bool [n]}.
 
-    overall; each category of each attribute in `names`; each cell (all attributes); held_out where that column marks
-    any row; `joint` adds intersections of fewer attributes, e.g. [("sex", "race")]. Only combinations that occur are
-    listed.
+    masks: the single groups of `Data.group_masks`, where categories are made; other kinds in it are passed over.
     """
-    out = [Group("overall", "", np.ones(len(table), dtype=bool))]
-    kinds = [(name, [name]) for name in names] + [(" x ".join(j), list(j)) for j in joint] + [("cell", list(names))]
-    for kind, columns in kinds:
-        keys = table[columns].astype(str).agg(" ".join, axis=1).to_numpy()
-        out += [Group(kind, key, keys == key) for key in sorted(set(keys))]
-    if "held_out" in table and (table["held_out"] == 1).any():
-        out.append(Group("held_out", "", (table["held_out"] == 1).to_numpy()))
+    out = {}
+    for size in range(2, most + 1):
+        for names in combinations(attributes, size):
+            for keys in product(*([k for k in masks if k[0] == name] for name in names)):
+                mask = np.logical_and.reduce([masks[k] for k in keys])
+                if mask.any():
+                    out[" x ".join(names), " ".join(k[1] for k in keys)] = mask
     return out
 
 
@@ -108,6 +100,67 @@ def gaps(overall: float, by_group: Sequence[float]) -> dict[str, float]:
         "std/overall": float(values.std() / overall),
         "max-min/overall": spread / overall,
     }
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """`gaps` of the groups of one kind ({} when fewer than two are eligible), the worst group's and the best group's
+    name (smallest and largest value), and which groups were left out."""
+
+    values: dict[str, float]
+    smallest: str
+    largest: str
+    note: str
+
+
+def parity_gaps(values: Mapping[Key, float], notes: Mapping[Key, str]) -> dict[str, Gaps]:
+    """Gaps of a rate or score within every kind of group: attributes, and two- and three-way intersections.
+
+    values: one number per group, ("overall", "") among them; notes: why a group is ineligible ("" or absent = it is
+    eligible). Ineligible groups are named, and take no part in any gap.
+    """
+    out = {}
+    for kind in dict.fromkeys(k[0] for k in values if k[0] != "overall"):
+        good = {k[1]: values[k] for k in values if k[0] == kind and not notes.get(k)}
+        left = [k[1] for k in values if k[0] == kind and notes.get(k)]
+        note = f"without {', '.join(left)} (ineligible)" if left else ""
+        if len(good) < 2:
+            out[kind] = Gaps({}, "", "", "ineligible: fewer than two eligible groups")
+        else:
+            found = gaps(values["overall", ""], list(good.values()))
+            out[kind] = Gaps(found, min(good, key=good.__getitem__), max(good, key=good.__getitem__), note)
+    return out
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Parity:
+    """{"<criterion> difference" | "<criterion> ratio": value} ({} when fewer than two groups are eligible), and why."""
+
+    values: dict[str, float]
+    note: str
+
+
+def parity(truth: np.ndarray, called: np.ndarray, group: np.ndarray) -> Parity:
+    """Demographic parity, equalized odds and equal opportunity of 0/1 decisions [n], by fairlearn.
+
+    group [n]: names of one attribute's categories or of an intersection. Difference: largest minus smallest group
+    rate (0 = equal); ratio: smallest over largest (1 = equal). Rates: P(called), both of TPR and FPR (the worse), TPR.
+    Groups with < 10 positives or < 20 negatives are left out and named: fairlearn would take a rate over nobody as 0.
+    """
+    from fairlearn import metrics as fairlearn  # here, because only this function needs it
+
+    truth, called, group = np.asarray(truth), np.asarray(called), np.asarray(group).astype(str)
+    labels = {g: truth[group == g] for g in np.unique(group)}
+    left = [g for g, y in labels.items() if auroc_note(y) or fpr_note(int((y == 0).sum()))]
+    keep = ~np.isin(group, left)
+    if len(np.unique(group[keep])) < 2:
+        return Parity({}, "ineligible: fewer than two eligible groups")
+    columns = {"y_true": truth[keep], "y_pred": called[keep], "sensitive_features": group[keep]}
+    values = {f"{criterion.replace('_', ' ')} {how}": float(getattr(fairlearn, f"{criterion}_{how}")(**columns))
+              for criterion in ("demographic_parity", "equalized_odds", "equal_opportunity")
+              for how in ("difference", "ratio")}  # fmt: skip
+    return Parity(values, f"without {', '.join(left)} (ineligible)" if left else "")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ expression.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy import sparse, stats
 
 from compdiff.metrics import fid, kernel
 
-CHUNK = 4_000_000  # counts handled at once, so that memory stays in tens of megabytes
+CHUNK = 1_000_000  # counts handled at once, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,9 @@ def resample_patients(patients: np.ndarray, resamples: int, seed: int) -> Resamp
 
 
 # --- weighted statistics: labels [n], scores [n], counts [R, n] -> [R] ------------------------------------------------
-def _steps(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of positives and of negatives at each distinct score, ascending: two arrays [R, distinct scores]."""
-    order = np.argsort(score, kind="stable")
-    ordered = score[order]
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    w, positive = counts[:, order], y[order].astype(counts.dtype)
-    pos = w * positive
-    neg = w - pos
-    if len(first) < len(ordered):
-        pos, neg = np.add.reduceat(pos, first, axis=1), np.add.reduceat(neg, first, axis=1)
-    return pos, neg
-
-
-def _checked(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def checked(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """0/1 labels [n], scores [n] and counts [R, n] as arrays; no counts = every row once. ValueError for anything
+    else."""
     y, score = np.asarray(y), np.asarray(score)
     if y.shape != score.shape or y.ndim != 1 or not np.isin(y, (0, 1)).all():
         raise ValueError(f"labels must be 0 or 1 and as many as scores, got {y.shape} and {score.shape}")
@@ -70,39 +59,104 @@ def _checked(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None) -> tup
     return y, score, counts
 
 
-def _chunked(function: Callable, y: np.ndarray, score: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
-    y, score, counts = _checked(y, score, counts)
-    step = max(1, CHUNK // max(1, len(y)))
+@dataclass(frozen=True)
+class Ranking:
+    """Rows of the positives and of the negatives by ascending score, and how the positives lie among both.
+
+    `below` and `upto` count the negatives, `before` the positives with a lower (upto: lower or equal) score than each
+    positive. One sort serves every group (`part`) and every resample.
+    """
+
+    pos: np.ndarray  # int [P]
+    neg: np.ndarray  # int [N]
+    below: np.ndarray  # int [P]
+    upto: np.ndarray  # int [P]
+    before: np.ndarray  # int [P]
+
+    @staticmethod
+    def of(y: np.ndarray, score: np.ndarray) -> Ranking:
+        order = np.argsort(score, kind="stable")
+        pos, neg = order[y[order] == 1], order[y[order] == 0]
+        below, upto = (np.searchsorted(score[neg], score[pos], side) for side in ("left", "right"))
+        return Ranking(pos, neg, below, upto, np.searchsorted(score[pos], score[pos], "left"))
+
+    def part(self, mask: np.ndarray) -> Ranking:
+        """The same ranking of the rows in `mask` [n] only."""
+        p, n = mask[self.pos], mask[self.neg]
+        pos, neg = np.r_[0, np.cumsum(p)], np.r_[0, np.cumsum(n)]  # how many of the first k are kept
+        return Ranking(self.pos[p], self.neg[n], neg[self.below[p]], neg[self.upto[p]], pos[self.before[p]])
+
+
+def _cumulated(w: np.ndarray) -> np.ndarray:
+    """[R, k] -> [R, k + 1]: weight of the first 0, 1, ..., k rows."""
+    out = np.zeros((w.shape[0], w.shape[1] + 1), dtype=w.dtype)
+    np.cumsum(w, axis=1, out=out[:, 1:])
+    return out
+
+
+def _auroc(rank: Ranking, counts: np.ndarray) -> np.ndarray:
+    pos, neg = counts[:, rank.pos], _cumulated(counts[:, rank.neg])
+    wins = np.einsum("rp,rp->r", pos, neg[:, rank.below] + neg[:, rank.upto], dtype=np.float64) / 2
+    return wins / (pos.sum(1, dtype=np.float64) * neg[:, -1])
+
+
+def _auprc(rank: Ranking, counts: np.ndarray) -> np.ndarray:
+    weights, neg = counts[:, rank.pos], _cumulated(counts[:, rank.neg])
+    pos = _cumulated(weights)
+    hits = pos[:, -1:] - pos[:, rank.before]
+    called = hits + neg[:, -1:] - neg[:, rank.below]
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
+    return np.einsum("rp,rp->r", weights, precision, dtype=np.float64) / pos[:, -1]
+
+
+CURVES: dict[str, Callable[[Ranking, np.ndarray], np.ndarray]] = {"AUROC": _auroc, "AUPRC": _auprc}
+
+
+def _chunked(metric: str, y: np.ndarray, score: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
+    y, score, counts = checked(y, score, counts)
+    rank, step = Ranking.of(y, score), max(1, CHUNK // max(1, len(y)))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.concatenate([function(y, score, counts[i : i + step]) for i in range(0, len(counts), step)])
+        return np.concatenate([CURVES[metric](rank, counts[i : i + step]) for i in range(0, len(counts), step)])
 
 
 def auroc(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
     """P(score of a positive > score of a negative) + half the ties, per row of counts -> [R]; NaN where a class is
     absent."""
-    return _chunked(_auroc, y, score, counts)
-
-
-def _auroc(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    pos, neg = _steps(y, score, counts)
-    below = np.cumsum(neg, axis=1)
-    total = below[:, -1].astype(np.float64)
-    below -= neg / 2
-    return (pos * below).sum(1, dtype=np.float64) / (pos.sum(1, dtype=np.float64) * total)
+    return _chunked("AUROC", y, score, counts)
 
 
 def auprc(y: np.ndarray, score: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
     """Average precision sum_k (R_k - R_{k-1}) P_k over distinct thresholds, per row of counts -> [R]; NaN without
     positives."""
-    return _chunked(_auprc, y, score, counts)
+    return _chunked("AUPRC", y, score, counts)
 
 
-def _auprc(y: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    pos, neg = (s[:, ::-1] for s in _steps(y, score, counts))
-    hits = np.cumsum(pos, axis=1)
-    called = hits + np.cumsum(neg, axis=1)
-    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
-    return (pos * precision).sum(1, dtype=np.float64) / hits[:, -1]
+def bootstrap(metric: str, y: np.ndarray, score: np.ndarray, masks: Mapping[Hashable, np.ndarray],
+              drawn: Resamples) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """AUROC or AUPRC of L labels in G groups with R patient-bootstraps -> (values [G, L], resampled [R, G, L]).
+
+    y, score [n, L]: 0/1 labels and scores; masks: boolean [n] per group. Every group and label sees the same draws,
+    so differences between them are paired. NaN where a class is absent (of a group, or of a resample).
+    """
+    y, score = np.asarray(y), np.asarray(score)
+    if y.ndim != 2 or y.shape != score.shape or len(y) != len(drawn.patient):
+        raise ValueError(f"expected [n, L] twice and n patients, got {y.shape}, {score.shape}, {len(drawn.patient)}")
+    if metric not in CURVES:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(CURVES)}")
+    once, ranks = np.ones((1, len(y))), []
+    for label in range(y.shape[1]):
+        rank = Ranking.of(*checked(y[:, label], score[:, label], None)[:2])
+        ranks += [rank.part(np.asarray(mask, dtype=bool)) for mask in masks.values()]
+    step = max(1, CHUNK // max(1, len(y)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.array([CURVES[metric](rank, once)[0] for rank in ranks])
+        resampled = np.empty((len(drawn.draws), len(ranks)))
+        for i in range(0, len(resampled), step):
+            counts = Resamples(drawn.draws[i : i + step], drawn.patient).counts()
+            for k, rank in enumerate(ranks):
+                resampled[i : i + step, k] = CURVES[metric](rank, counts)
+    shape = (y.shape[1], len(masks))  # label by label, because the ranking is
+    return values.reshape(shape).T, resampled.reshape(-1, *shape).swapaxes(1, 2)
 
 
 def mean(values: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
@@ -226,3 +280,14 @@ def over_seeds(values: np.ndarray) -> tuple[float, float, int]:
     if not len(good):
         return float("nan"), float("nan"), 0
     return float(good.mean()), float(good.std(ddof=1)) if len(good) > 1 else float("nan"), len(good)
+
+
+def seeds_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """Mean over training seeds with its t-interval, mean +- t_{S-1} std / sqrt(S) of the S finite values.
+
+    What a new seed's mean would vary by; it says nothing about the patients. One seed: the bounds are NaN (S = 1 has
+    no spread).
+    """
+    mean, std, n = over_seeds(values)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * std / np.sqrt(n) if n > 1 else float("nan")
+    return Interval(mean, float(mean - half), float(mean + half))

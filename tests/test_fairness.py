@@ -1,7 +1,6 @@
 """Equity metrics on hand-worked numbers, by property, and against scipy."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,28 +8,22 @@ from scipy import stats as scipy_stats
 
 from compdiff import fairness
 
-TABLE = pd.DataFrame(
-    {
-        "age": ["0-18", "80+", "80+", "0-18", "80+"],
-        "sex": ["Male", "Male", "Female", "Male", "Female"],
-        "race": ["White", "Black", "Black", "White", "White"],
-        "held_out": [0, 1, 0, 0, 0],
-    }
-)
+SEX, RACE, AGE = np.array([0, 0, 1, 0, 1]), np.array([0, 1, 1, 0, 0]), np.array([0, 1, 1, 0, 1])
+MASKS = {("overall", ""): np.ones(5, bool)}
+MASKS |= {("sex", name): i == SEX for i, name in enumerate(["Male", "Female"])}
+MASKS |= {("race", name): i == RACE for i, name in enumerate(["White", "Black", "Asian"])}
+MASKS |= {("age", name): i == AGE for i, name in enumerate(["0-18", "80+"])}
 
 
-def test_groups_come_from_the_table_and_each_attribute_covers_every_row_once():
-    found = fairness.groups(TABLE, ["age", "sex", "race"], joint=[("sex", "race")])
-    by_name = {(g.kind, g.name): g.mask.tolist() for g in found}
-    assert by_name["overall", ""] == [True] * 5
-    assert by_name["sex", "Female"] == [False, False, True, False, True]
-    assert by_name["sex x race", "Male Black"] == [False, True, False, False, False]
-    assert by_name["cell", "80+ Female Black"] == [False, False, True, False, False]
-    assert by_name["held_out", ""] == [False, True, False, False, False]
-    for kind in ("age", "sex", "race", "sex x race", "cell"):
-        np.testing.assert_array_equal(sum(g.mask.astype(int) for g in found if g.kind == kind), 1)
-    assert all(g.mask.any() for g in found)
-    assert "held_out" not in {g.kind for g in fairness.groups(TABLE.assign(held_out=0), ["age", "sex"])}
+def test_intersections_are_the_rows_of_all_their_groups_and_cover_every_row_once():
+    found = fairness.intersections(MASKS, ["age", "sex", "race"])
+    assert {k[0] for k in found} == {"age x sex", "age x race", "sex x race", "age x sex x race"}
+    assert found["sex x race", "Male Black"].tolist() == [False, True, False, False, False]
+    assert found["age x sex x race", "80+ Female Black"].tolist() == [False, False, True, False, False]
+    assert ("sex x race", "Male Asian") not in found, "nobody is in it"
+    for kind in {k[0] for k in found}:
+        np.testing.assert_array_equal(sum(m.astype(int) for k, m in found.items() if k[0] == kind), 1)
+    assert {k[0] for k in fairness.intersections(MASKS, ["sex", "race"], most=2)} == {"sex x race"}
 
 
 def test_es_fid_and_es_metric_by_hand():
@@ -94,3 +87,49 @@ def test_small_groups_are_marked_and_keep_their_numbers():
     assert fairness.auroc_note(np.array([1] * 10 + [0] * 10)) == ""
     assert fairness.images_note(29) == "ineligible: n = 29 < 30"
     assert fairness.images_note(30) == fairness.images_note(16, least=16) == ""
+
+
+def test_parity_gaps_of_each_kind_leave_ineligible_groups_out_and_name_them():
+    values = {("overall", ""): 0.2, ("sex", "Male"): 0.1, ("sex", "Female"): 0.3, ("race", "White"): 0.2,
+              ("race", "Black"): 0.25, ("race", "Asian"): 0.9, ("age", "80+"): 0.2, ("age", "0-18"): np.nan}  # fmt: skip
+    notes = {("race", "Asian"): "ineligible: 3 negatives < 20", ("age", "0-18"): "ineligible: 0 negatives < 20"}
+    found = fairness.parity_gaps(values, notes | {("sex", "Male"): ""})
+    assert list(found) == ["sex", "race", "age"]
+    assert found["sex"].values == pytest.approx(fairness.gaps(0.2, [0.1, 0.3]))
+    assert (found["sex"].smallest, found["sex"].largest, found["sex"].note) == ("Male", "Female", "")
+    assert found["race"].values["max-min"] == pytest.approx(0.05)
+    assert found["race"].note == "without Asian (ineligible)"
+    assert found["age"] == fairness.Gaps({}, "", "", "ineligible: fewer than two eligible groups")
+    with pytest.raises(ValueError, match="finite"):
+        fairness.parity_gaps(values, {})  # an undefined rate must come with its note
+
+
+def decisions(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    group = rng.choice(["White", "Black", "Asian"], n)
+    truth = rng.random(n) < 0.4
+    return truth.astype(int), (rng.random(n) < 0.2 + 0.4 * truth + 0.2 * (group == "Black")).astype(int), group
+
+
+def test_parity_criteria_are_spreads_of_the_groups_rates():
+    truth, called, group = decisions()
+    found = fairness.parity(truth, called, group)
+    rate = lambda rows: [called[rows & (group == g)].mean() for g in ("White", "Black", "Asian")]  # noqa: E731
+    spread = lambda r: (max(r) - min(r), min(r) / max(r))  # noqa: E731
+    chosen, tpr, fpr = (spread(rate(rows)) for rows in (truth >= 0, truth == 1, truth == 0))
+    expected = {"demographic parity": chosen, "equal opportunity": tpr,
+                "equalized odds": (max(tpr[0], fpr[0]), min(tpr[1], fpr[1]))}  # fmt: skip
+    for criterion, (difference, ratio) in expected.items():
+        assert found.values[f"{criterion} difference"] == pytest.approx(difference)
+        assert found.values[f"{criterion} ratio"] == pytest.approx(ratio)
+    assert len(found.values) == 6 and found.note == ""
+
+
+def test_parity_leaves_small_groups_out_instead_of_taking_their_rate_as_zero():
+    truth, called, group = decisions()
+    lonely = group.astype("<U8")
+    lonely[:5], truth[:5], called[:5] = "Hispanic", 0, 0  # no positive: fairlearn alone would call its TPR 0
+    found = fairness.parity(truth, called, lonely)
+    assert found.note == "without Hispanic (ineligible)"
+    assert found.values == fairness.parity(truth[5:], called[5:], group[5:]).values
+    assert fairness.parity(truth, called, np.full(400, "all")).values == {}

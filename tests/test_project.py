@@ -24,9 +24,10 @@ LAYERS = {
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents"},
     "run": {"train", "methods", "base", "sample", "classify"},
     "judge": {
-        "features", "stats", "metrics", "fairness", "downstream", "evaluate", "alignment", "outcomes", "plots",
-        "plots_lesson", "galleries", "tables", "report", "readme", "frames", "published", "rendering",
-        "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
+        "features", "stats", "significance", "scores", "metrics", "fairness", "downstream", "evaluate", "alignment",
+        "outcomes", "plots", "plots_lesson", "galleries", "tables", "report", "readme",
+        "frames", "published", "rendering", "plots_pictures", "plots_training", "plots_results", "plots_groups",
+        "plots_downstream",
     },
     "door": {"request", "stages", "execute", "run"},
 }  # fmt: skip

@@ -7,8 +7,9 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 
-from compdiff import config, frames, paths, published, readme, record, rendering, report, sources, tables
+from compdiff import config, frames, paths, published, readme, record, rendering, report, sources, stats, tables
 from compdiff.attributes import SCHEMAS
 
 SCHEMA = SCHEMAS["chest"]
@@ -79,14 +80,44 @@ def test_numbers_have_no_exponent(value, text):
 def test_seeds_are_averaged_and_counted():
     three = frames.over_seeds(made_up((0, 1, 2)))
     row = frames.Item("quality", "FID").of(three, "text")
-    assert (row["value"], row["std"], row["seeds"], row["lo"], row["hi"]) == (
-        21.0,
-        1.0,
-        3,
-        18.0,
-        24.0,
-    )  # by hand: 20, 21, 22
+    assert (row["value"], row["std"], row["seeds"]) == (21.0, 1.0, 3)  # by hand: 20, 21, 22
+    wanted = stats.seeds_interval(np.array([20.0, 21.0, 22.0]))
+    assert (row["lo"], row["hi"]) == pytest.approx((wanted.lo, wanted.hi))
     assert rendering.shown({**row, "column": "FID", "key": "text", "n": np.nan}) == "21.0 (1.00)"
+
+
+def test_a_seed_without_a_number_is_not_counted():
+    two = made_up((0, 1))
+    gone = (two["seed"] == 1) & (two["method"] == "text") & (two["metric"] == "KID") & (two["group_kind"] == "overall")
+    two.loc[gone, ["value", "lo", "hi"]] = np.nan
+    row = frames.Item("quality", "KID").of(frames.over_seeds(two), "text")
+    assert (row["seeds"], row["value"], row["lo"], row["hi"]) == (1, 0.02, 0.018, 0.022), "the one seed's own interval"
+    assert np.isnan(row["std"])
+
+
+def test_several_seeds_give_differences_an_interval_of_paired_values():
+    """Against scipy's one-sample t-interval of the seeds' differences; methods that move together differ clearly."""
+    frame = made_up((0, 1, 2))
+    where = (frame["metric"] == "FID") & (frame["group_kind"] == "overall")
+    frame.loc[where & (frame["seed"] == 1) & (frame["method"] == "hcn"), "value"] += 0.5
+    results = frames.over_seeds(frame)
+    by_seed = frame[where].pivot(index="seed", columns="method", values="value")
+    ends = ttest_1samp(by_seed["text"] - by_seed["hcn"], 0).confidence_interval()
+    found = frames.verdict(results, frames.Item("quality", "FID"), "text", "hcn")
+    assert (found.paired["lo"], found.paired["hi"]) == pytest.approx((ends.low, ends.high)) and found.word == "below"
+    back = frames.difference(results, frames.Item("quality", "FID"), "hcn", "text")
+    assert (back["value"], back["lo"], back["hi"]) == pytest.approx(
+        (-found.paired["value"], -found.paired["hi"], -found.paired["lo"])
+    )
+    assert not frames.over_seeds(made_up())["stage"].eq("difference").any(), "one seed adds none"
+
+
+def test_p_values_of_seeds_are_twice_their_mean():
+    row = made_up().iloc[0].to_dict() | {"stage": "difference", "metric": "p (bootstrap, Holm) KID minus flat", "lo": np.nan, "hi": np.nan}
+    three = record.results([row | {"seed": s, "value": v} for s, v in enumerate((0.01, 0.02, 0.06))])
+    (combined,) = frames.over_seeds(three).to_dict("records")
+    assert combined["value"] == pytest.approx(0.06) and np.isnan(combined["lo"]) and combined["seeds"] == 3
+    assert frames.over_seeds(three.assign(value=0.9))["value"].item() == 1
 
 
 def test_a_number_given_twice_is_an_error():
