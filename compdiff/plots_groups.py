@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy import stats
 
 from compdiff import frames
 from compdiff.attributes import Schema
@@ -47,7 +48,7 @@ def subgroup_fid(results: pd.DataFrame, kind: str) -> Figure:
             look = {"color": COLOUR[key], "marker": MARKER[key], "label": TITLES[key]}
             ax.scatter(n, part["value"], s=11, alpha=0.8, lw=0, **look)
             ours = (~part["group_kind"].isin(["cell", "held_out"]) & ~part["note"].map(is_inline)).to_numpy()
-            ranks.append(pd.Series(n[ours]).corr(pd.Series(part["value"].to_numpy()[ours]), method="spearman"))
+            ranks.append(rank_correlation(n[ours], part["value"].to_numpy()[ours]))
         rho = np.nanmean(ranks) if np.isfinite(ranks).any() else np.nan
         said = f"rank correlation with n: {rho:.2f}" if np.isfinite(rho) else "all categories of one size"
         ax.set_title(SIZE_PANELS[metric].format(n=here.loc[here["metric"] == metric, "n"].min()))
@@ -59,6 +60,11 @@ def subgroup_fid(results: pd.DataFrame, kind: str) -> Figure:
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(keys)), handletextpad=0.2,
                columnspacing=1)  # fmt: skip
     return fig
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's, NaN where it does not exist (one value, or a constant)."""
+    return stats.spearmanr(x, y).statistic if len(set(x)) > 1 and len(set(y)) > 1 else np.nan
 
 
 def _size_axis(ax, low: float, high: float) -> None:

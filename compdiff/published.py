@@ -5,6 +5,7 @@ all come from compdiff/published_results.csv. Sizes are not compared (other imag
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -32,8 +33,12 @@ WHY_NOT = {
 }
 
 
+@cache
 def read() -> pd.DataFrame:
-    """The numbers of the papers' public pages: source, table, modality, method, group, metric, value, std, caution."""
+    """The numbers of the papers' public pages: source, table, modality, method, group, metric, value, std, caution.
+
+    One frame for all callers: not to be changed.
+    """
     return pd.read_csv(
         PUBLISHED, dtype={"table": str, "group": str}, keep_default_na=False, na_values={"value": [""], "std": [""]}
     )

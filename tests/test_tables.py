@@ -1,4 +1,4 @@
-"""Tables, report and README blocks, on a small results frame with invented numbers."""
+"""Tables and README blocks, on a small results frame with invented numbers (`made_up`, also for report and figures)."""
 
 import json
 import re
@@ -7,9 +7,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import ttest_1samp
 
-from compdiff import config, frames, paths, published, readme, record, rendering, report, sources, stats, tables
+from compdiff import config, frames, paths, readme, record, rendering, sources, tables
 from compdiff.attributes import SCHEMAS
 
 SCHEMA = SCHEMAS["chest"]
@@ -77,55 +76,6 @@ def test_numbers_have_no_exponent(value, text):
     assert rendering.number(value) == text
 
 
-def test_seeds_are_averaged_and_counted():
-    three = frames.over_seeds(made_up((0, 1, 2)))
-    row = frames.Item("quality", "FID").of(three, "text")
-    assert (row["value"], row["std"], row["seeds"]) == (21.0, 1.0, 3)  # by hand: 20, 21, 22
-    wanted = stats.seeds_interval(np.array([20.0, 21.0, 22.0]))
-    assert (row["lo"], row["hi"]) == pytest.approx((wanted.lo, wanted.hi))
-    assert rendering.shown({**row, "column": "FID", "key": "text", "n": np.nan}) == "21.0 (1.00)"
-
-
-def test_a_seed_without_a_number_is_not_counted():
-    two = made_up((0, 1))
-    gone = (two["seed"] == 1) & (two["method"] == "text") & (two["metric"] == "KID") & (two["group_kind"] == "overall")
-    two.loc[gone, ["value", "lo", "hi"]] = np.nan
-    row = frames.Item("quality", "KID").of(frames.over_seeds(two), "text")
-    assert (row["seeds"], row["value"], row["lo"], row["hi"]) == (1, 0.02, 0.018, 0.022), "the one seed's own interval"
-    assert np.isnan(row["std"])
-
-
-def test_several_seeds_give_differences_an_interval_of_paired_values():
-    """Against scipy's one-sample t-interval of the seeds' differences; methods that move together differ clearly."""
-    frame = made_up((0, 1, 2))
-    where = (frame["metric"] == "FID") & (frame["group_kind"] == "overall")
-    frame.loc[where & (frame["seed"] == 1) & (frame["method"] == "hcn"), "value"] += 0.5
-    results = frames.over_seeds(frame)
-    by_seed = frame[where].pivot(index="seed", columns="method", values="value")
-    ends = ttest_1samp(by_seed["text"] - by_seed["hcn"], 0).confidence_interval()
-    found = frames.verdict(results, frames.Item("quality", "FID"), "text", "hcn")
-    assert (found.paired["lo"], found.paired["hi"]) == pytest.approx((ends.low, ends.high)) and found.word == "below"
-    back = frames.difference(results, frames.Item("quality", "FID"), "hcn", "text")
-    assert (back["value"], back["lo"], back["hi"]) == pytest.approx(
-        (-found.paired["value"], -found.paired["hi"], -found.paired["lo"])
-    )
-    assert not frames.over_seeds(made_up())["stage"].eq("difference").any(), "one seed adds none"
-
-
-def test_p_values_of_seeds_are_twice_their_mean():
-    row = made_up().iloc[0].to_dict() | {"stage": "difference", "metric": "p (bootstrap, Holm) KID minus flat", "lo": np.nan, "hi": np.nan}
-    three = record.results([row | {"seed": s, "value": v} for s, v in enumerate((0.01, 0.02, 0.06))])
-    (combined,) = frames.over_seeds(three).to_dict("records")
-    assert combined["value"] == pytest.approx(0.06) and np.isnan(combined["lo"]) and combined["seeds"] == 3
-    assert frames.over_seeds(three.assign(value=0.9))["value"].item() == 1
-
-
-def test_a_number_given_twice_is_an_error():
-    frame = made_up()
-    with pytest.raises(ValueError, match="twice"):
-        frames.over_seeds(pd.concat([frame, frame.iloc[:1]]))
-
-
 def test_table1_places_every_number(results):
     table = tables.table1(results, SCHEMA, "chest")
     text = rendering.wide(table, "Quality")
@@ -149,25 +99,6 @@ def test_table1_places_every_number(results):
         rendering.wide(table, "Measured against requested (correlation)").loc["Flat encoder", "heart r (n = 480)"]
         == "0.7 [0.6, 0.8]"
     )
-
-
-def test_published_numbers_are_the_records_and_only_those():
-    """Each published cell equals the row of the shared record, read here with the csv module."""
-    import csv
-
-    with open(published.PUBLISHED) as file:
-        rows = [
-            r
-            for r in csv.DictReader(file)
-            if r["table"] == "1" and r["modality"] == "fundus" and r["method"] == "compdiff"
-        ]
-    fundus = SCHEMAS["fundus"]
-    table = tables.table1(frames.over_seeds(made_up()), fundus, "fundus")
-    ours = table[(table["key"] == "hcn") & table["column"].str.endswith("published") & table["value"].notna()]
-    want = {("FID", "overall"), ("disease AUROC", "overall"), *(("ES-FID", a) for a in fundus.names)}
-    assert sorted(ours["value"]) == sorted(float(r["value"]) for r in rows if (r["metric"], r["group"]) in want)
-    other = tables.table1(frames.over_seeds(made_up()), fundus, "heart")
-    assert other.loc[other["column"].str.endswith("published"), "value"].isna().all()
 
 
 def test_ineligible_cells_say_so_and_stay(results):
@@ -214,7 +145,7 @@ def test_latex_and_markdown_have_the_same_cells(results, tmp_path):
     table = tables.table1(results, SCHEMA, "chest")
     rendering.write(table, tmp_path, "table1", "Table 1 & co", ["50 % of a_b"])
     tex, md = (tmp_path / "table1.tex").read_text(), (tmp_path / "table1.md").read_text()
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == md.count("\n## ") == 5
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == md.count("\n## ") == 6
     assert (
         r"Table 1 \& co" in tex and r"50 \% of a\_b" in tex and "22.0 [20.0, 24.0]" in tex and "22.0 [20.0, 24.0]" in md
     )
@@ -225,58 +156,12 @@ def test_latex_and_markdown_have_the_same_cells(results, tmp_path):
     assert not list(tmp_path.iterdir()), "an empty table leaves no stale file"
 
 
-# --- sentences ------------------------------------------------------------------------------------------------------
-def test_gates_fall_either_way(results):
-    found = {(f.gate, f.method, f.text.split(":")[0]): f.holds for f in report.findings(results, SCHEMA)}
-    assert (
-        found["accuracy", "hcn", "age"] is True and found["accuracy", "hcn", "race"] is False
-    )  # .85 and .6 against .9 x .9
-    assert found["above shuffled", "hcn", "race"] is True
-    by_gate = {f.gate: f for f in report.findings(results, SCHEMA) if f.method == "text"}
-    assert by_gate["KID below untrained"].holds is True and by_gate["told apart from a copy"].holds is True
-    worse = results.copy()
-    worse.loc[(worse["metric"] == "KID") & (worse["method"] == "untrained"), "value"] = 0.001
-    worse.loc[(worse["stage"] == "memorisation"), ["value", "lo", "hi"]] = (0.5, 0.4, 0.6)
-    worse.loc[(worse["metric"] == "accuracy:race") & (worse["method"] == "shuffled"), "value"] = 0.57
-    fallen = {
-        f.gate: f.holds
-        for f in report.findings(worse, SCHEMA)
-        if f.method == "text" and not f.text.startswith(("age", "sex"))
-    }
-    assert fallen == dict.fromkeys(report.HEADINGS, False)
-    blind = results.copy()
-    blind.loc[(blind["metric"] == "accuracy:age") & (blind["method"] == "real_test"), ["value", "lo"]] = (0.3, 0.26)
-    assert {f.holds for f in report.findings(blind, SCHEMA) if f.gate == "accuracy" and f.text.startswith("age")} == {
-        None
-    }, "a judge that guesses"
-    missing = {f.holds for f in report.findings(results[results["method"].isin(config.METHODS)], SCHEMA)}
-    assert missing == {None}, "without controls nothing can be said"
-
-
-def test_differences_use_intervals_unless_a_paired_one_exists(results):
-    verdict = lambda r: report.differences(r, SCHEMA).set_index(["metric", "a", "b"])["verdict"]  # noqa: E731
-    assert verdict(results)["FID-lite0", "text", "flat"] == "within noise"  # [18, 22] and [20, 24] touch
-    assert verdict(results)["FID-lite0", "text", "hcn_fairdiffusion"] == "apart"  # [18, 22] and [26, 30] do not
-    paired = frames.Item("quality", "FID").of(results, "text") | {
-        "stage": "difference",
-        "metric": "FID minus flat",
-        "value": -2.0,
-        "lo": -3.0,
-        "hi": -1.0,
-    }
-    assert verdict(pd.concat([results, pd.DataFrame([paired])]))["FID-lite0", "text", "flat"] == "apart"
-
-
-def test_report_reads_as_text(results):
-    text = report.report(results, SCHEMA, "Chest phantoms", "phantoms", [0])
-    assert "**DOES NOT HOLD** - race: 0.6 [0.56, 0.64]; judge on real test images 0.9 [0.86, 0.94], 67 % of it" in text
-    assert text.count("n = 1 training seed") == 1 and "nan" not in text
-
-
 def test_nothing_here_needs_torch():
     """08 opens where only numpy, pandas and matplotlib are installed: walk the imports of its modules."""
+    modules = ("tables", "report", "readme", "plots_results", "plots_groups", "plots_downstream", "plots_training",
+               "plots_pictures", "datasets", "pictures")  # fmt: skip
     code = sources.closure(
-        {f"compdiff.{m}" for m in ("tables", "report", "readme", "plots", "datasets", "pictures")},
+        {f"compdiff.{m}" for m in modules},
         paths.ROOT / "compdiff",
     )
     texts = {name: (paths.ROOT / name).read_text() for name in code}
