@@ -27,7 +27,7 @@ CONTROLS = {
 TITLES = {key: method.title for key, method in config.METHODS.items()} | CONTROLS
 IDENTITY = [c for c in record.RESULT_COLUMNS if c not in ("seed", "value", "lo", "hi", "n", "n_ref", "note")]
 COLUMNS = [*IDENTITY, "value", "lo", "hi", "std", "seeds", "n", "n_ref", "note"]  # of `over_seeds`
-COMPARED = ("quality", "alignment")  # stages whose numbers are also told as differences between methods
+COMPARED = ("quality", "alignment", "judges")  # stages whose numbers are also told as differences between methods
 
 
 # --- one seed: rows told from other rows --------------------------------------------------------------------------
@@ -54,8 +54,9 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     for a, b in combinations([m for m in config.METHODS if (here["method"] == m).any()], 2):
         pair = here[here["method"] == a].merge(here[here["method"] == b], on=same, suffixes=("", "_b"))
         there = frame[(frame["stage"] == "difference") & frame["method"].isin((a, b))]
-        known = set(there[["metric", "group_kind", "group"]].itertuples(index=False, name=None))
-        names = pair[["metric", "group_kind", "group"]].itertuples(index=False, name=None)
+        which = ["metric", "group_kind", "group", "extractor"]
+        known = set(there[which].itertuples(index=False, name=None))
+        names = pair[which].itertuples(index=False, name=None)
         pair = pair[[not {(f"{m} minus {x}", *where) for x in (a, b)} & known for m, *where in names]]
         if len(pair):
             pair = pair.assign(value=pair["value"] - pair["value_b"], metric=pair["metric"] + f" minus {b}", lo=np.nan,
@@ -126,13 +127,17 @@ class Item:
         return found.iloc[0].to_dict() if len(found) else None
 
     def label(self, results: pd.DataFrame) -> str:
-        """FID-lite0, ES-FID-lite0 sex, sex accuracy ..."""
+        """FID-lite0, ES-FID-lite0 sex, sex accuracy, cosine paired (biovil) ..."""
         here = results[(results["stage"] == self.stage) & (results["metric"] == self.metric)]
         known = [e for e in here["extractor"].unique() if e and e != "pixels"] if self.stage == "quality" else []
         extractor = self.extractor or "".join(known[:1])
         metric = " ".join(reversed(self.metric.split(":", 1)))  # accuracy:sex -> sex accuracy
         kind = "" if self.kind in ("overall", "cell") else self.kind
-        return " ".join(filter(None, ["-".join(filter(None, [metric, extractor])), kind]))
+        if extractor and self.stage == "judges" and metric not in ("FID", "KID"):
+            metric = f"{metric} ({extractor})"
+        elif extractor:
+            metric = f"{metric}-{extractor}"
+        return " ".join(filter(None, [metric, kind]))
 
 
 def methods_in(results: pd.DataFrame, stages: Sequence[str]) -> list[str]:
@@ -167,9 +172,10 @@ def word_of(difference: dict) -> str:
 
 def difference(results: pd.DataFrame, item: Item, a: str, b: str) -> dict[str, object] | None:
     """The row "item of a minus item of b", whichever way round the results hold it; None where they hold neither."""
-    there = {"kind": item.kind, "group": item.group, "setting": item.setting}
+    own = item.of(results, a) or {}
+    there = {"kind": item.kind, "group": item.group, "setting": item.setting, "extractor": own.get("extractor", "")}
     for first, second, sign in ((a, b, 1), (b, a, -1)):
-        row = Item("difference", f"{item.metric} minus {second}", extractor=item.extractor, **there).of(results, first)
+        row = Item("difference", f"{item.metric} minus {second}", **there).of(results, first)
         if row is not None and pd.notna(row["value"]):
             ends = sorted((sign * row["lo"], sign * row["hi"])) if has_interval(row) else (np.nan, np.nan)
             return row | {"value": sign * row["value"], "lo": ends[0], "hi": ends[1], "method": a}

@@ -19,9 +19,9 @@ from compdiff.plots import COLOUR, COLUMN, GREY, MARKER, PAGE, PALETTE, absent, 
 from compdiff.rendering import is_inline
 
 SIZE_PANELS = {
-    "FID": "FID, raw:\nbiased up, more so in small groups",
+    "FID": "FID, raw: biased up,\nmore so in small groups",
     "FID-matched": "FID, all at n = {n:.0f}:\nthe same bias for all",
-    "KID": "KID:\nunbiased in n, noisier in small groups",
+    "KID": "KID: unbiased,\nnoisier in small groups",
 }
 
 
@@ -96,11 +96,13 @@ def cell_heat_map(results: pd.DataFrame, schema: Schema, counts: Mapping[str, in
     KID, because FID of a cell with few images is mostly a statement about their number. Last panel: training images.
     """
     keys = frames.trained(results, ("quality",))
-    times = 1000 if "KID" in metric else 1
-    values = {key: times * cell_values(results, schema, metric, key) for key in keys}
+    values = {key: cell_values(results, schema, metric, key) for key in keys}
     values = {key: v for key, v in values.items() if np.isfinite(v).any()}
     if not values:
         return absent(f"{metric} per cell: not available")
+    largest = max(np.nanmax(np.abs(v)) for v in values.values())
+    times = 1 if largest >= 10 else 10 if largest >= 1 else 1000  # so that two or three digits say it
+    values = {key: times * v for key, v in values.items()}
     columns, lines = 3, -(-(len(values) + 1) // 3)
     fig = figure(PAGE, 0.55 + (0.75 + 0.19 * schema.sizes[0]) * lines)
     axes = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
@@ -119,7 +121,7 @@ def cell_heat_map(results: pd.DataFrame, schema: Schema, counts: Mapping[str, in
     ax.set_title("training images")
     for ax in fig.axes[: len(values) + 1]:
         _frame_cells(ax, schema, held_out)
-    label = Item("quality", metric).label(results) + (" x 1000" if times > 1 else "")
+    label = Item("quality", metric).label(results) + (f" x {times}" if times > 1 else "")
     bar = fig.colorbar(drawn, ax=fig.axes[: lines * columns], shrink=0.6, aspect=30, pad=0.01)
     bar.set_label(f"{label} (lower is better)")
     here = results[(results["group_kind"] == "cell") & (results["metric"] == metric) & results["value"].notna()]
@@ -217,7 +219,7 @@ def pareto(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
         ours = points[points["key"].isin(COLOUR)].reset_index(drop=True)
         best = ours.loc[front(ours[["x", "y"]].to_numpy())].sort_values("x")
         ax.step(best["x"], best["y"], where="post", color="black", lw=0.7, ls="--", zorder=0)
-        ax.set(title=name, xlabel=x, ylabel=y if name in (schema.names[0], "worst category") else "")
+        ax.set(title=name, xlabel=x, ylabel=y if name in (next(iter(panels)), "worst category") else "")
         ax.locator_params(nbins=4)
     n = points["row"].map(lambda r: r["n"]).min()
     fig.suptitle(f"Quality against equity ({kind}, n = {n:.0f}; lower left is better; {intervals_of(results)})",

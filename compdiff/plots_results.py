@@ -56,7 +56,7 @@ VERDICT_COLOUR = {"above": PALETTE[3], "below": PALETTE[0], "within noise": GREY
 
 @styled
 def forest(results: pd.DataFrame, kind: str) -> Figure:
-    """Every pair of methods, a panel each for FID, KID and mean accuracy: difference and interval; open where it holds 0.
+    """Every pair of methods, a panel each for FID, KID and mean accuracy: difference, interval; open where it holds 0.
 
     Drawn are differences with an interval of their own (same resampled patients, or same seeds).
     """

@@ -4,7 +4,7 @@ all come from compdiff/published_results.csv. Sizes are not compared (other imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations
 
@@ -26,6 +26,7 @@ COMPARABLE = (
 SEX_NAMES = (
     "The reference metric code and its labels disagree on sex: Male and Female may be swapped in the published columns."
 )
+OUTSIDE = {"FID-RadImageNet": ("FID", "radimagenet"), "BioViL": ("cosine paired", "biovil")}  # of stage "judges"
 WHY_NOT = {
     "FID-RadImageNet": "RadImageNet features were not computed; FID of another extractor is another quantity",
     "BioViL": "the judge BioViL was not run",
@@ -54,32 +55,38 @@ def swapped(group: str) -> str:
 def counterpart(metric: str, group: str, schema: Schema, results: pd.DataFrame) -> Item | str:
     """Our number for a published metric and group, or why there can be none.
 
-    For FID of a cell that is too small for one, KID: also a distance, and unbiased in the number of images.
+    The papers' own judge or extractor where its weights were there (stage "judges"), else ours. For FID of a cell that
+    is too small for one, KID: also a distance, and unbiased in the number of images.
     """
-    if metric == "FID-RadImageNet":
-        found = [e for e in results["extractor"].unique() if "radimagenet" in e.lower()]
-        return Item("quality", "FID", extractor=found[0]) if found else WHY_NOT[metric]
     if metric == "MS-SSIM":
         return WHY_NOT[metric]
+    if metric in OUTSIDE:
+        return Item("judges", OUTSIDE[metric][0], extractor=OUTSIDE[metric][1])
     if metric == "disease AUROC":
         return Item("alignment", metric)
-    if metric.endswith(" accuracy") or metric == "age RMSE":
-        name = metric.split()[0]
-        item = Item("alignment", metric if metric == "age RMSE" else f"accuracy:{name}")
-        return item if name in schema.names else f"this dataset has no {name}"
-    if group == "overall":
-        return Item("quality", metric)
-    if metric == "ES-FID":
-        return Item("quality", metric, group) if group in schema.names else f"this dataset has no {group}"
-    if group not in {schema.cell_name(cell) for cell in schema.cells()}:
+    name = group if metric == "ES-FID" else metric.split()[0]
+    if metric.endswith(" accuracy") or metric in ("age RMSE", "ES-FID"):
+        ours = metric if " accuracy" not in metric else f"accuracy:{name}"
+        if name not in schema.names:
+            return f"this dataset has no {name}"
+        if metric == "ES-FID":
+            return Item("quality", metric, group)
+        return first_with_values([Item("judges", ours, extractor=name), Item("alignment", ours)], results)
+    if group != "overall" and group not in {schema.cell_name(cell) for cell in schema.cells()}:
         return "this dataset has no such cell"
-    fid, kid = (Item("quality", m, "cell", group) for m in ("FID", "KID"))  # FID of a small cell is not computed
-    return kid if not has_values(fid, results) and has_values(kid, results) else fid
+    where = {"kind": "overall"} if group == "overall" else {"kind": "cell", "group": group}
+    kid = [] if group == "overall" else [Item("quality", "KID", **where)]  # FID of a small cell is not computed
+    fids = [Item("judges", "FID", extractor="inception", **where), Item("quality", "FID", **where)]
+    return first_with_values([*fids, *kid], results)
 
 
-def has_values(item: Item, results: pd.DataFrame) -> bool:
-    rows = item.rows(results)
-    return bool(rows.loc[rows["method"].isin(METHOD.values()), "value"].notna().any())
+def first_with_values(items: Sequence[Item], results: pd.DataFrame) -> Item:
+    """The first item of which a compared method has a number, else the last."""
+    for item in items:
+        rows = item.rows(results)
+        if rows.loc[rows["method"].isin(METHOD.values()), "value"].notna().any():
+            return item
+    return items[-1]
 
 
 def ours(results: pd.DataFrame, schema: Schema, metric: str, group: str, method: str) -> dict[str, object]:
@@ -91,7 +98,7 @@ def ours(results: pd.DataFrame, schema: Schema, metric: str, group: str, method:
     if isinstance(item, str):
         why = item
     elif row is not None:
-        why = row["note"] or "no value"
+        why = row["note"].removeprefix(f"{NOT_AVAILABLE}: ") or "no value"
     elif METHOD[method] not in set(results["method"]):
         why = f"{TITLES[METHOD[method]]} was not run"
     else:
@@ -103,7 +110,7 @@ def differs(row: Mapping[str, object], kind: str) -> str:
     """In what our number is another quantity than the printed one."""
     if pd.isna(row["value"]):
         return ""
-    how = {"quality": f"{row['metric']}-{row['extractor']}", "alignment": "judge trained here"}[row["stage"]]
+    how = "judge trained here" if row["stage"] == "alignment" else f"{row['metric']}-{row['extractor']}"
     return f"{kind}; {how}"
 
 

@@ -12,6 +12,7 @@ from compdiff import published, record
 from compdiff.frames import NOT_AVAILABLE, TITLES
 
 DAGGER = "†"
+INELIGIBLE = f"{DAGGER} ineligible (the CSV says why): shown, but no claim rests on it."
 Pages = Mapping[str, pd.DataFrame]  # panel title -> strings, the index is the first column
 
 
@@ -36,7 +37,7 @@ def shown(entry: Mapping[str, object]) -> str:
     """A cell as text: value [interval], or mean (standard deviation) over seeds, with its note; else the note alone."""
     value, note = entry["value"], entry["note"]
     if pd.isna(value):
-        return note or NOT_AVAILABLE
+        return NOT_AVAILABLE if is_remedy(note) else note or NOT_AVAILABLE
     if entry["column"] == "training images":
         return f"{value:.0f}"
     text = f"{number(value)} ({number(entry['std'])})" if pd.notna(entry["std"]) else said(entry)
@@ -44,6 +45,11 @@ def shown(entry: Mapping[str, object]) -> str:
     size = f"n = {entry['n']:.0f}" if pd.notna(entry["n"]) and ours else ""
     text = f"{text} {DAGGER}" if is_inline(note) else text
     return f"{text}; {size}" if size else text
+
+
+def is_remedy(note: str) -> bool:
+    """Does a note say how to obtain what is missing? Then it stands once, below the table."""
+    return note.startswith(f"{NOT_AVAILABLE}: ")
 
 
 def is_inline(note: str) -> bool:
@@ -56,8 +62,10 @@ def footnotes(table: pd.DataFrame) -> list[str]:
     """What the daggers mean, and the explaining notes, once per column."""
     valued = table[table["value"].notna() & (table["note"] != "")]
     inline = valued["note"].map(is_inline).astype(bool)
-    lines = [f"{DAGGER} ineligible (the CSV says why): shown, but no claim rests on it."] if inline.any() else []
-    for column, notes in valued[~inline].groupby("column", sort=False)["note"].unique().items():
+    lines = [INELIGIBLE] if inline.any() else []
+    missing = table[table["value"].isna() & table["note"].map(is_remedy).astype(bool)]
+    told = pd.concat([valued[~inline], missing])
+    for column, notes in told.groupby("column", sort=False)["note"].unique().items():
         lines.append(f"{column}: {'; '.join(notes[:4])}{' ...' if len(notes) > 4 else ''}.")
     return lines
 

@@ -19,12 +19,15 @@ WITH_NUMBERS = (("quality", "FID"), ("quality", "KID"), ("alignment", "accuracy"
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence with its numbers. holds: None = cannot be said (a number is missing or ineligible)."""
+    """A gate's verdict on a method, with its numbers. holds: None = cannot be said, for want of a number."""
 
     gate: str
     method: str
     holds: bool | None
-    text: str
+    ours: str
+    against: str
+    about: str = ""  # an attribute, "" for the gates of a whole method
+    remark: str = ""
 
 
 # --- gates ------------------------------------------------------------------------------------------------------------
@@ -39,14 +42,14 @@ def accuracy_gates(results: pd.DataFrame, schema: Schema) -> list[Finding]:
         ours, judge, shuffled = (item.of(results, m) for m in (method, "real_test", "shuffled"))
         whole = known(ours, judge, shuffled) and pd.notna(judge["lo"])
         blind = whole and judge["lo"] <= shuffled["value"]
-        share = f", {100 * ours['value'] / judge['value']:.0f} % of it" if whole and judge["value"] > 0 else ""
-        share += "; the judge itself is no better than with shuffled attributes" if blind else ""
+        share = f" ({100 * ours['value'] / judge['value']:.0f} %)" if whole and judge["value"] > 0 else ""
+        remark = ", no better than with shuffled attributes" if blind else ""
         holds = bool(ours["value"] >= SHARE_OF_JUDGE * judge["value"]) if whole and not blind else None
-        text = f"{name}: {said(ours)}; judge on real test images {said(judge)}{share}"
-        out.append(Finding("accuracy", method, holds, text))
+        against = f"judge on real test images {said(judge)}"
+        out.append(Finding("accuracy", method, holds, said(ours) + share, against, name, remark))
         both = known(ours, shuffled) and pd.notna(ours["lo"])
-        out.append(Finding("above shuffled", method, bool(ours["lo"] > shuffled["value"]) if both else None,
-                           f"{name}: {said(ours)}; shuffled attributes {said(shuffled)}"))  # fmt: skip
+        holds = bool(ours["lo"] > shuffled["value"]) if both else None
+        out.append(Finding("above shuffled", method, holds, said(ours), f"shuffled attributes {said(shuffled)}", name))
     return out
 
 
@@ -57,7 +60,7 @@ def kid_gates(results: pd.DataFrame) -> list[Finding]:
     for method in trained(results):
         ours = item.of(results, method)
         holds = bool(ours["value"] < untrained["value"]) if known(ours, untrained) else None
-        out.append(Finding("KID below untrained", method, holds, f"{said(ours)}; untrained {said(untrained)}"))
+        out.append(Finding("KID below untrained", method, holds, said(ours), f"untrained {said(untrained)}"))
     return out
 
 
@@ -65,15 +68,16 @@ def copy_gates(results: pd.DataFrame) -> list[Finding]:
     """The memorising row is told apart from a trained method when one memorisation metric's intervals do not touch."""
     here, out = results[(results["stage"] == "memorisation") & (results["group_kind"] == "overall")], []
     for method in trained(results, ("memorisation",)):
-        apart, texts = [], []
+        apart, texts, others = [], [], []
         for metric, setting in here[["metric", "setting"]].drop_duplicates().itertuples(index=False):
             item = Item("memorisation", metric, setting=setting)
             ours, copy = item.of(here, method), item.of(here, "copy")
             if known(ours, copy) and frames.has_interval(ours) and frames.has_interval(copy):
                 apart.append(frames.apart(ours, copy))
-                texts.append(f"{metric} {said(ours)}; copy {said(copy)}")
-        holds = any(apart) if apart else None
-        out.append(Finding("told apart from a copy", method, holds, "; ".join(texts) or NOT_AVAILABLE))
+                texts.append(f"{metric} {said(ours)}")
+                others.append(f"{metric} {said(copy)}")
+        holds, against = any(apart) if apart else None, f"copy: {', '.join(others) or NOT_AVAILABLE}"
+        out.append(Finding("told apart from a copy", method, holds, ", ".join(texts) or NOT_AVAILABLE, against))
     return out
 
 
@@ -95,7 +99,7 @@ def gate_table(found: Sequence[Finding]) -> pd.DataFrame:
     cells: dict[str, dict[str, str]] = {}
     for method, gate in dict.fromkeys((f.method, f.gate) for f in found):
         mine = [f for f in found if (f.method, f.gate) == (method, gate)]
-        by_word = {word: [f.text.split(":")[0] for f in mine if f.holds is v] for v, word in WORDS.items()}
+        by_word = {word: [f.about for f in mine if f.holds is v] for v, word in WORDS.items()}
         parts = [f"{w}: {', '.join(names)}" if len(mine) > 1 else w for w, names in by_word.items() if names]
         cells.setdefault(TITLES[method], {})[gate] = "; ".join(parts)
     return pd.DataFrame(cells).T.reindex(columns=[g for g in HEADINGS if any(f.gate == g for f in found)]).fillna("-")
@@ -110,7 +114,11 @@ def gate_lines(found: Sequence[Finding]) -> list[str]:
         mine = [f for f in found if f.gate == gate]
         counts = [(word, sum(f.holds is v for f in mine)) for v, word in WORDS.items()]
         lines.append(f"- *{gate}*: {heading}: " + "; ".join(f"{w} in {n} of {len(mine)}" for w, n in counts if n) + ".")
-        lines += [f"  - {TITLES[f.method]}: **{WORDS[f.holds]}** - {f.text}" for f in mine if f.holds is not True]
+        alike: dict[tuple, list[str]] = {}  # methods that fall alike stand in one line
+        for f in (f for f in mine if f.holds is not True):
+            key = (f"{f.about}, " if f.about else "") + f.against + f.remark, WORDS[f.holds]
+            alike.setdefault(key, []).append(f"{TITLES[f.method]} {f.ours}")
+        lines += [f"  - {against}: **{word}** for {'; '.join(texts)}" for (against, word), texts in alike.items()]
     return [*lines, ""]
 
 

@@ -73,6 +73,8 @@ def table1_items(schema: Schema, results: pd.DataFrame) -> dict[str, list[Item]]
     asked = [Item("alignment", f"accuracy:{a}", paper=(f"{a} accuracy", "overall")) for a in schema.names]
     asked += [Item("alignment", "age RMSE", paper=("age RMSE", "overall"))] if "age" in schema.names else []
     asked += [Item("alignment", "disease AUROC", paper=("disease AUROC", "overall"))]
+    outside = results[(results["stage"] == "judges") & (results["group_kind"] == "overall")]
+    outside = outside[["metric", "extractor"]].drop_duplicates()
     panels = {
         "Quality": quality,
         "Equity": [Item("quality", "ES-FID", a, paper=("ES-FID", a)) for a in schema.names],
@@ -80,6 +82,7 @@ def table1_items(schema: Schema, results: pd.DataFrame) -> dict[str, list[Item]]
         "What was asked for": asked,
         "Measured against requested (correlation)": [Item("measured", m) for m in names_in(results, "measured", "r:")],
         "Measured minus requested (mean)": [Item("measured", m) for m in names_in(results, "measured", "bias:")],
+        "Judges and extractors from outside": [Item("judges", m, extractor=e) for m, e in outside.to_numpy()],
         "Memorisation": [Item("memorisation", m) for m in names_in(results, "memorisation", "suspected", "nearest")],
     }
     return {panel: items for panel, items in panels.items() if items}
@@ -143,27 +146,41 @@ def table3(
 # --- Table 4 ----------------------------------------------------------------------------------------------------------
 DOWNSTREAM = ("macro AUROC", "macro AUPRC", "F1", "macro F1", "balanced accuracy", "macro balanced accuracy", "ECE",
               "macro ECE", "underdiagnosis")  # fmt: skip
-DISPARITY = ("gap macro AUROC", "gap90 macro AUROC", "p90-p10 macro AUROC", "ES-macro AUROC", "gap underdiagnosis", "p90-p10 underdiagnosis",
-             "demographic parity difference", "equalized odds difference", "equal opportunity difference")  # fmt: skip
+DISPARITY = ("gap macro AUROC", "gap90 macro AUROC", "p90-p10 macro AUROC", "ES-macro AUROC", "gap underdiagnosis",
+             "p90-p10 underdiagnosis", "demographic parity difference", "equalized odds difference",
+             "equal opportunity difference")  # fmt: skip
 
 
 def table4(results: pd.DataFrame) -> pd.DataFrame:
     """Downstream: one row per strategy and generator; means over findings, gaps between groups, underdiagnosis."""
-    here = results[(results["stage"] == "downstream") & (results["group"] == "")]
-    rows = here[["setting", "method"]].drop_duplicates().sort_values("setting", kind="stable").to_numpy()
-    kinds = sorted(here["group_kind"].unique(), key=lambda k: k != "overall")
     cells = []
-    for kind in kinds:
-        panel, wanted = ("Overall", DOWNSTREAM) if kind == "overall" else (f"By {kind}", DISPARITY)
-        present = set(here.loc[here["group_kind"] == kind, "metric"])
-        for metric in [m for m in wanted if m in present]:
+    for stage, kind, panel, metrics in table4_panels(results):
+        here = results[(results["stage"] == stage) & (results["group"] == "")]
+        rows = here[["setting", "method"]].drop_duplicates().sort_values("setting", kind="stable").to_numpy()
+        for metric in metrics:
             for setting, key in rows:
                 row = f"{setting} {downstream_title(key)}"
-                cells.append(cell(panel, key, row, metric, Item("downstream", metric, kind, "", setting).of(here, key)))
+                cells.append(cell(panel, key, row, metric, Item(stage, metric, kind, "", setting).of(here, key)))
                 if metric == "macro AUROC":
                     column = f"{metric}, published"
                     cells.append({"panel": panel, "key": key, "row": row, "column": column, "note": NOT_IN_RECORD})
     return frame_of(cells)
+
+
+def table4_panels(results: pd.DataFrame) -> list[tuple[str, str, str, list[str]]]:
+    """(stage, kind of group, title, metrics) of every panel: classifiers of all findings, then one task each."""
+    out = []
+    for stage, prefix in (("downstream", ""), ("tasks", "Single tasks: ")):
+        here = results[(results["stage"] == stage) & (results["group"] == "")]
+        for kind in sorted(here["group_kind"].unique(), key=lambda k: k != "overall"):
+            present = here.loc[here["group_kind"] == kind, "metric"].unique()
+            if stage == "tasks":
+                metrics = [m for m in present if m.startswith(("AUROC:", "ES-AUROC:", "gap AUROC:"))]
+            else:
+                metrics = [m for m in (DOWNSTREAM if kind == "overall" else DISPARITY) if m in present]
+            title = prefix + (kind if kind == "overall" else f"by {kind}")
+            out.append((stage, kind, title[0].upper() + title[1:], metrics))
+    return out
 
 
 def downstream_title(key: str) -> str:

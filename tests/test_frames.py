@@ -46,7 +46,8 @@ def test_several_seeds_give_differences_an_interval_of_paired_values():
 
 
 def test_p_values_of_seeds_are_twice_their_mean():
-    row = made_up().iloc[0].to_dict() | {"stage": "difference", "metric": "p (bootstrap, Holm) KID minus flat", "lo": np.nan, "hi": np.nan}
+    row = made_up().iloc[0].to_dict() | {"stage": "difference", "lo": np.nan, "hi": np.nan}
+    row |= {"metric": "p (bootstrap, Holm) KID minus flat"}
     three = record.results([row | {"seed": s, "value": v} for s, v in enumerate((0.01, 0.02, 0.06))])
     (combined,) = frames.over_seeds(three).to_dict("records")
     assert combined["value"] == pytest.approx(0.06) and np.isnan(combined["lo"]) and combined["seeds"] == 3
@@ -62,7 +63,8 @@ def test_a_number_given_twice_is_an_error():
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 def pair(a, b, difference=None):
     """Results of two methods: a and b are (value, lo, hi) of KID, `difference` that of text minus hcn."""
-    base = {"dataset": "chest", "seed": 0, "setting": "test", "group_kind": "overall", "group": "", "n": 100, "note": ""}
+    base = {"dataset": "chest", "seed": 0, "setting": "test", "group_kind": "overall", "group": "", "note": "",
+            "extractor": "lite0"}  # fmt: skip
     numbers = [("quality", "text", "KID", a), ("quality", "hcn", "KID", b)]
     numbers += [("difference", "text", "KID minus hcn", difference)] if difference else []
     rows = [base | dict(stage=s, method=m, metric=k, value=v[0], lo=v[1], hi=v[2]) for s, m, k, v in numbers]

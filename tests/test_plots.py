@@ -20,7 +20,8 @@ THREE = frames.over_seeds(made_up((0, 1, 2)))
 def predictions(n=200):
     rng = np.random.default_rng(2)
     p = rng.random(n)
-    table = pd.DataFrame({"id": np.arange(n).astype(str), "split": "test", "y_x": (rng.random(n) < p).astype(int), "p_x": p})
+    y = (rng.random(n) < p).astype(int)
+    table = pd.DataFrame({"id": np.arange(n).astype(str), "split": "test", "y_x": y, "p_x": p})
     return {("1a", "real_train"): table, ("1b", "hcn"): table.assign(p_x=p**2)}
 
 
@@ -58,10 +59,10 @@ def figures():
     )
     return {
         "architecture": lambda: plots_pictures.architecture(SCHEMA),
-        "gallery": lambda: plots_pictures.gallery(images, names, HELD_OUT, "Phantoms and synthetic images, n = 1 per cell"),
+        "gallery": lambda: plots_pictures.gallery(images, names, HELD_OUT, "Phantoms, n = 1 per cell"),
         "quality": lambda: plots_results.quality_bars(RESULTS, SCHEMA, "phantoms"),
         "subgroup_fid": lambda: plots_groups.subgroup_fid(RESULTS, "phantoms"),
-        "sigma": lambda: plots_training.sigma_history({"fairdiffusion": history(), "hcn_fairdiffusion": history()}, SCHEMA),
+        "sigma": lambda: plots_training.sigma_history(dict.fromkeys(("fairdiffusion", "hcn"), history()), SCHEMA),
         "uncertainty": lambda: plots_training.uncertainty(sigma, HELD_OUT, "phantoms"),
         "downstream": lambda: plots_downstream.downstream_gaps(RESULTS, "phantoms"),
         "dial": lambda: plots_groups.interaction_dial(dial, "phantoms"),
@@ -106,8 +107,9 @@ def test_bars_stand_where_the_numbers_are():
 
 def test_missing_inputs_give_a_panel_that_says_so():
     empty = RESULTS.iloc[:0]
-    for fig in (plots_training.uncertainty(None, [], "phantoms"), plots_training.sigma_history({}, SCHEMA), plots_groups.subgroup_fid(empty, "phantoms"),
-                plots_downstream.downstream_gaps(empty, "phantoms"), plots_results.quality_bars(empty, SCHEMA, "phantoms"),
+    for fig in (plots_training.uncertainty(None, [], "phantoms"), plots_training.sigma_history({}, SCHEMA),
+                plots_groups.subgroup_fid(empty, "phantoms"), plots_downstream.downstream_gaps(empty, "phantoms"),
+                plots_results.quality_bars(empty, SCHEMA, "phantoms"),
                 plots_results.forest(empty, "phantoms"), plots_groups.pareto(empty, SCHEMA, "phantoms"),
                 plots_groups.cell_heat_map(empty, SCHEMA, COUNTS, HELD_OUT, "phantoms"),
                 plots_downstream.reliability({}, empty, "phantoms")):  # fmt: skip
@@ -125,7 +127,8 @@ def test_forest_draws_the_paired_intervals():
     drawn = dict(zip(labels, (c.get_segments()[0][0, 0] for c in ax.collections), strict=True))
     assert drawn["Text baseline − Flat encoder"] == pytest.approx(-2)
     assert drawn["Text baseline − HCN + FairDiffusion"] == pytest.approx(-8)
-    assert len(labels) == 10 and "not available" in texts(plots_results.forest(RESULTS, "phantoms")), "one seed, no pair"
+    assert len(labels) == 10
+    assert "not available" in texts(plots_results.forest(RESULTS, "phantoms")), "one seed, no paired row"
 
 
 def test_every_cell_stands_in_its_place_and_held_out_ones_are_framed():
@@ -174,7 +177,7 @@ def test_predictions_are_read_by_classifier_and_only_on_test_images(tmp_path):
         (tmp_path / name).mkdir()
         table.assign(split=["val"] * 50 + ["test"] * 150).to_csv(tmp_path / name / "predictions.csv", index=False)
     found = plots_downstream.predictions(tmp_path)
-    assert set(found) == {("1a", "real_train"), ("1b", "hcn_fairdiffusion")}, "a task's own classifier is another figure"
+    assert set(found) == {("1a", "real_train"), ("1b", "hcn_fairdiffusion")}, "not a single task's classifier"
     assert {len(t) for t in found.values()} == {150} and plots_downstream.labels_of(found["1a", "real_train"]) == ["x"]
     assert plots_downstream.predictions(tmp_path / "nowhere") == {}
 

@@ -22,12 +22,15 @@ FID = {"real_train": 5.0, "vae": 8.0, "untrained": 90.0, "shuffled": 20.0, "copy
 
 
 def made_up(seeds=(0,), methods=config.MAIN_METHODS, cells=True) -> pd.DataFrame:
-    """Results of 06 and 07 with invented numbers: text has FID 20 [18, 22], flat 22 [20, 24] and so on; each seed adds 1."""
+    """Results of 06 and 07 with invented numbers: text has FID 20 [18, 22], flat 22 [20, 24] ...; each seed adds 1."""
     rows = []
     for seed, key in product(seeds, [*methods, "real_train", "vae", "untrained", "shuffled", "copy", "real_test"]):
-        add = lambda stage, metric, value, kind="overall", group="", half=2.0, n=480, setting="test", **more: rows.append(  # noqa: E731
-            dict(dataset="chest", seed=seed, stage=stage, method=key, setting=setting, group_kind=kind, group=group, metric=metric, value=value,
-                 lo=value - half, hi=value + half, n=n, n_ref=n, extractor="lite0" if stage == "quality" else "judge", note="") | more)  # fmt: skip
+
+        def add(stage, metric, value, kind="overall", group="", half=2.0, n=480, seed=seed, key=key, **more):
+            row = dict(dataset="chest", seed=seed, stage=stage, method=key, group_kind=kind, group=group)
+            row |= dict(metric=metric, value=value, lo=value - half, hi=value + half, n=n, n_ref=n, note="")
+            rows.append(row | {"setting": "test", "extractor": "lite0" if stage == "quality" else "judge"} | more)
+
         fid = FID.get(key, 25.0) + seed
         if key != "real_test":
             add("quality", "FID", fid)
@@ -70,8 +73,11 @@ def results():
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("value, text", [(122.94, "122.9"), (64.3, "64.3"), (6.8, "6.80"), (0.8123, "0.812"), (0.0041234, "0.0041"),
-                                         (0.00002, "0.00002"), (0, "0"), (-0.012, "-0.012"), (np.nan, "-")])  # fmt: skip
+NUMBERS = {122.94: "122.9", 64.3: "64.3", 6.8: "6.80", 0.8123: "0.812", 0.0041234: "0.0041", 0.00002: "0.00002", 0: "0",
+           -0.012: "-0.012", np.nan: "-"}  # fmt: skip
+
+
+@pytest.mark.parametrize("value, text", NUMBERS.items())
 def test_numbers_have_no_exponent(value, text):
     assert rendering.number(value) == text
 
