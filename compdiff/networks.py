@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compdiff.features import Lite0
+from compdiff.backbones import Lite0
 from compdiff.record import sha256_file
 
 TITLES = {
@@ -91,7 +91,7 @@ class ViT(nn.Module):
 
 
 class Lite0Classifier(nn.Module):
-    """EfficientNet-Lite0 (`features.Lite0`) with a linear layer; the grey image is given three times."""
+    """EfficientNet-Lite0 (`backbones.Lite0`) with a linear layer; the grey image is given three times."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,4 +1,7 @@
-"""The generated parts of README.md: results beside the published numbers, and the budget. `python -m compdiff.readme` renews them."""
+"""The generated parts of README.md: results beside the published numbers, and the budget.
+
+`python -m compdiff.readme` renews them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from compdiff import paths, record
-from compdiff.tables import NOT_AVAILABLE, NOT_IN_RECORD, TITLES, markdown_table, number, shown
+from compdiff.frames import NOT_AVAILABLE, TITLES
+from compdiff.published import NOT_IN_RECORD
+from compdiff.rendering import markdown_table, number, shown
 
 NO_RESULTS = "No results here yet: run `make paper`."
 ITEMS = (  # paper item, table file, panel ("" = any), columns that begin with, notebook
@@ -30,6 +35,7 @@ WHOLE_TABLES = (
     ("Table 3, zero-shot", "table3", "06, 08"),
     ("Table 4, downstream", "table4", "07, 08"),
     ("Table 5, ablation", "table5", "02, 03, 06, 08"),
+    ("Every published number, and the direction of each comparison", "published", "06, 08"),
 )
 
 
@@ -72,9 +78,10 @@ def item_rows(dataset: str, folder: Path) -> list[dict[str, str]]:
         for column in [c for c in here["column"].unique() if c.startswith(prefix) and not c.endswith("published")]:
             sizes = here.loc[(here["column"] == column) & here["key"].isin(SHOWN), "n"].dropna()
             paper = f"{column}, published"
+            size = f"; n = {sizes.min():.0f}" if len(sizes) else ""
             rows.append({"paper item": f"{dataset}: {title}", "notebook": notebook, "command": command(dataset),
                          "published": _three(table, panel, paper) if paper in set(here["column"]) else NOT_IN_RECORD,
-                         "ours": f"{column}: {_three(table, panel, column)}" + (f"; n = {sizes.min():.0f}" if len(sizes) else "")})  # fmt: skip
+                         "ours": f"{column}: {_three(table, panel, column)}{size}"})  # fmt: skip
     for title, file, notebook in WHOLE_TABLES:
         if (folder / f"{file}.csv").exists():
             link = f"[{file}.md](figures/{dataset}/{file}.md)"
@@ -85,7 +92,7 @@ def item_rows(dataset: str, folder: Path) -> list[dict[str, str]]:
 
 
 def readme_block(figures: Path = paths.FIGURES) -> str:
-    """Paper item -> notebook -> command -> published -> ours, from figures/*/table*.csv; every number is read, none is typed."""
+    """Paper item -> notebook -> command -> published -> ours, from figures/*/table*.csv; no number is typed."""
     folders = sorted(f.parent for f in Path(figures).glob("*/table1.csv"))
     rows = [row for folder in folders for row in item_rows(folder.name, folder)]
     if not rows:
@@ -97,7 +104,7 @@ def readme_block(figures: Path = paths.FIGURES) -> str:
 
 # --- budget -------------------------------------------------------------------------------------------------------
 def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
-    """What one dataset's run took, from the run.json of its notebooks: stage, runs, steps, images, minutes, peak memory.
+    """What one dataset's run took, from its notebooks' run.json: stage, runs, steps, images, minutes, peak memory.
 
     steps: optimiser steps of all its trainings; images: made (01, 05) or seen in training (steps x batch).
     """
@@ -115,8 +122,9 @@ def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
         steps = [int(pd.read_csv(f)["step"].max()) for f in logs]
         batch = run["inputs"].get("setting batch")
         images = sum(len(pd.read_csv(f)) for f in listings) + (sum(steps) * batch if batch else 0)
-        rows.append({"stage": file.name.removesuffix(".run.json"), "runs": len(logs) or 1, "steps": sum(steps), "images": images,
-                     "minutes": run["minutes"], "peak MiB": run["peak_memory_mib"], "cores": run["machine"]["cores"]})  # fmt: skip
+        rows.append({"stage": file.name.removesuffix(".run.json"), "runs": len(logs) or 1, "steps": sum(steps),
+                     "images": images, "minutes": run["minutes"], "peak MiB": run["peak_memory_mib"],
+                     "cores": run["machine"]["cores"]})  # fmt: skip
     if not rows:
         return pd.DataFrame(columns=["dataset", "stage", "runs", "steps", "images", "minutes", "peak MiB", "cores"])
     sums = pd.DataFrame(rows).groupby("stage", as_index=False)
@@ -133,12 +141,16 @@ def budget_block(figures: Path = paths.FIGURES) -> str:
         return NO_RESULTS
     table = pd.concat(tables)
     text = table.assign(minutes=table["minutes"].map(number)).astype(str).set_index("dataset")
-    return f"{markdown_table(text, 'dataset')}\n\nIn all {table['minutes'].sum():.0f} minutes, at most {table['peak MiB'].max():.0f} MiB."
+    sums = f"In all {table['minutes'].sum():.0f} minutes, at most {table['peak MiB'].max():.0f} MiB."
+    return f"{markdown_table(text, 'dataset')}\n\n{sums}"
 
 
-# --- between the markers --------------------------------------------------------------------------------------------
+# --- between the markers ----------------------------------------------------------------------------------------------
 def renew(text: str, blocks: dict[str, str]) -> str:
-    """`text` with what stands between <!-- name:begin --> and <!-- name:end --> replaced. ValueError when a marker is missing."""
+    """`text` with what stands between <!-- name:begin --> and <!-- name:end --> replaced.
+
+    ValueError when a marker is missing.
+    """
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)", re.S)
         if not pattern.search(text):

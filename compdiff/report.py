@@ -1,4 +1,4 @@
-"""What the tables say, in sentences made from their numbers: which gates hold, which differences are within noise."""
+"""What the tables say, in sentences made from their numbers: which gates hold, what differs, what is within noise."""
 
 from __future__ import annotations
 
@@ -8,45 +8,29 @@ from itertools import combinations, product
 
 import pandas as pd
 
-from compdiff import config
+from compdiff import config, frames, published
 from compdiff.attributes import Schema
-from compdiff.tables import NOT_AVAILABLE, TITLES, Item, methods_in, number
+from compdiff.frames import NOT_AVAILABLE, TITLES, Item, known, trained
+from compdiff.rendering import markdown_table, number, said
 
 SHARE_OF_JUDGE = 0.9  # of the judge's own real-test score that a trained method must reach
-COMPARED = (("quality", "FID"), ("quality", "KID"))
+WITH_NUMBERS = (("quality", "FID"), ("quality", "KID"), ("alignment", "accuracy"))  # told pair by pair
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence with its numbers. holds: None = cannot be said (a number is missing or ineligible)."""
+    """A gate's verdict on a method, with its numbers. holds: None = cannot be said, for want of a number."""
 
     gate: str
     method: str
     holds: bool | None
-    text: str
+    ours: str
+    against: str
+    about: str = ""  # an attribute, "" for the gates of a whole method
+    remark: str = ""
 
 
-def said(row: dict | None) -> str:
-    """A number as text: value [interval]."""
-    if row is None or pd.isna(row["value"]):
-        return (row or {}).get("note") or NOT_AVAILABLE
-    return number(row["value"]) + (f" [{number(row['lo'])}, {number(row['hi'])}]" if pd.notna(row["lo"]) else "")
-
-
-def _known(*rows: dict | None) -> bool:
-    return all(r is not None and pd.notna(r["value"]) for r in rows)
-
-
-def _bounds(row: dict) -> tuple[float, float]:
-    """The interval; the value itself where none was computed."""
-    return (row["lo"], row["hi"]) if pd.notna(row["lo"]) else (row["value"], row["value"])
-
-
-def trained(results: pd.DataFrame) -> list[str]:
-    return [m for m in methods_in(results, ("quality", "alignment")) if m in config.METHODS]
-
-
-# --- gates --------------------------------------------------------------------------------------------------------
+# --- gates ------------------------------------------------------------------------------------------------------------
 def accuracy_gates(results: pd.DataFrame, schema: Schema) -> list[Finding]:
     """Accuracy >= 90 % of the judge's own real-test score, and the whole interval above the shuffled-attributes row.
 
@@ -56,17 +40,16 @@ def accuracy_gates(results: pd.DataFrame, schema: Schema) -> list[Finding]:
     for method, name in product(trained(results), schema.names):
         item = Item("alignment", f"accuracy:{name}")
         ours, judge, shuffled = (item.of(results, m) for m in (method, "real_test", "shuffled"))
-        known = _known(ours, judge, shuffled) and pd.notna(judge["lo"])
-        blind = known and judge["lo"] <= shuffled["value"]
-        share = f", {100 * ours['value'] / judge['value']:.0f} % of it" if known and judge["value"] > 0 else ""
-        share += "; the judge itself is no better than with shuffled attributes" if blind else ""
-        holds = bool(ours["value"] >= SHARE_OF_JUDGE * judge["value"]) if known and not blind else None
-        out.append(
-            Finding("accuracy", method, holds, f"{name}: {said(ours)}; judge on real test images {said(judge)}{share}")
-        )
-        known = _known(ours, shuffled) and pd.notna(ours["lo"])
-        out.append(Finding("above shuffled", method, bool(ours["lo"] > shuffled["value"]) if known else None,
-                           f"{name}: {said(ours)}; shuffled attributes {said(shuffled)}"))  # fmt: skip
+        whole = known(ours, judge, shuffled) and pd.notna(judge["lo"])
+        blind = whole and judge["lo"] <= shuffled["value"]
+        share = f" ({100 * ours['value'] / judge['value']:.0f} %)" if whole and judge["value"] > 0 else ""
+        remark = ", no better than with shuffled attributes" if blind else ""
+        holds = bool(ours["value"] >= SHARE_OF_JUDGE * judge["value"]) if whole and not blind else None
+        against = f"judge on real test images {said(judge)}"
+        out.append(Finding("accuracy", method, holds, said(ours) + share, against, name, remark))
+        both = known(ours, shuffled) and pd.notna(ours["lo"])
+        holds = bool(ours["lo"] > shuffled["value"]) if both else None
+        out.append(Finding("above shuffled", method, holds, said(ours), f"shuffled attributes {said(shuffled)}", name))
     return out
 
 
@@ -76,82 +59,33 @@ def kid_gates(results: pd.DataFrame) -> list[Finding]:
     untrained = item.of(results, "untrained")
     for method in trained(results):
         ours = item.of(results, method)
-        holds = bool(ours["value"] < untrained["value"]) if _known(ours, untrained) else None
-        out.append(Finding("KID below untrained", method, holds, f"{said(ours)}; untrained {said(untrained)}"))
+        holds = bool(ours["value"] < untrained["value"]) if known(ours, untrained) else None
+        out.append(Finding("KID below untrained", method, holds, said(ours), f"untrained {said(untrained)}"))
     return out
 
 
 def copy_gates(results: pd.DataFrame) -> list[Finding]:
     """The memorising row is told apart from a trained method when one memorisation metric's intervals do not touch."""
     here, out = results[(results["stage"] == "memorisation") & (results["group_kind"] == "overall")], []
-    for method in [m for m in methods_in(results, ("memorisation",)) if m in config.METHODS]:
-        apart, texts = [], []
+    for method in trained(results, ("memorisation",)):
+        apart, texts, others = [], [], []
         for metric, setting in here[["metric", "setting"]].drop_duplicates().itertuples(index=False):
             item = Item("memorisation", metric, setting=setting)
             ours, copy = item.of(here, method), item.of(here, "copy")
-            if _known(ours, copy) and pd.notna(ours["lo"]) and pd.notna(copy["lo"]):
-                apart.append(_apart(ours, copy))
-                texts.append(f"{metric} {said(ours)}; copy {said(copy)}")
-        out.append(
-            Finding("told apart from a copy", method, any(apart) if apart else None, "; ".join(texts) or NOT_AVAILABLE)
-        )
+            if known(ours, copy) and frames.has_interval(ours) and frames.has_interval(copy):
+                apart.append(frames.apart(ours, copy))
+                texts.append(f"{metric} {said(ours)}")
+                others.append(f"{metric} {said(copy)}")
+        holds, against = any(apart) if apart else None, f"copy: {', '.join(others) or NOT_AVAILABLE}"
+        out.append(Finding("told apart from a copy", method, holds, ", ".join(texts) or NOT_AVAILABLE, against))
     return out
 
 
-# --- differences --------------------------------------------------------------------------------------------------
-def _apart(a: dict, b: dict) -> bool:
-    """Do two intervals not touch? Equal values are never apart."""
-    (a_lo, a_hi), (b_lo, b_hi) = _bounds(a), _bounds(b)
-    return bool(a_lo > b_hi or b_lo > a_hi)
-
-
-def differences(results: pd.DataFrame, schema: Schema) -> pd.DataFrame:
-    """Every pair of methods, every compared metric: a, b, metric, both values, verdict and on what it rests.
-
-    A row "<metric> minus <method b>" of method a in the results' stage "difference" is a paired difference (same resampled patients) and decides: within
-    noise means that its interval holds 0. Else two intervals that touch are within noise, which is the more cautious rule.
-    """
-    rows = []
-    compared = [*COMPARED, ("alignment", "accuracy"), *(("alignment", f"accuracy:{name}") for name in schema.names)]
-    for (stage, metric), (a, b) in product(compared, combinations(trained(results), 2)):
-        item = Item(stage, metric)
-        va, vb = item.of(results, a), item.of(results, b)
-        paired = Item("difference", f"{metric} minus {b}").of(results, a) or Item(
-            "difference", f"{metric} minus {a}"
-        ).of(results, b)
-        if not _known(va, vb):
-            verdict, rests = "cannot be said", NOT_AVAILABLE
-        elif paired is not None and pd.notna(paired["lo"]):
-            verdict, rests = (
-                "within noise" if paired["lo"] <= 0 <= paired["hi"] else "apart",
-                f"paired difference {said(paired)}",
-            )
-        elif pd.isna(va["lo"]) or pd.isna(vb["lo"]):
-            verdict, rests = "cannot be said", "no interval"
-        else:
-            verdict, rests = (
-                ("apart", "intervals do not touch") if _apart(va, vb) else ("within noise", "intervals overlap")
-            )
-        rows.append(
-            {
-                "a": a,
-                "b": b,
-                "metric": item.label(results),
-                "value a": said(va),
-                "value b": said(vb),
-                "verdict": verdict,
-                "rests on": rests,
-            }
-        )
-    return pd.DataFrame(rows, columns=["a", "b", "metric", "value a", "value b", "verdict", "rests on"])
-
-
-# --- text ---------------------------------------------------------------------------------------------------------
 HEADINGS = {
-    "accuracy": f"Attribute accuracy reaches {100 * SHARE_OF_JUDGE:.0f} % of the judge's own score on real test images",
-    "above shuffled": "The accuracy's interval lies above the row with shuffled attributes",
+    "accuracy": f"attribute accuracy is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on real test images",
+    "above shuffled": "the accuracy's interval lies above the row with shuffled attributes",
     "KID below untrained": "KID is below that of the untrained model",
-    "told apart from a copy": "The copy of the training set is told apart",
+    "told apart from a copy": "the copy of the training set is told apart",
 }
 WORDS = {True: "holds", False: "DOES NOT HOLD", None: "cannot be said"}
 
@@ -160,73 +94,139 @@ def findings(results: pd.DataFrame, schema: Schema) -> list[Finding]:
     return [*accuracy_gates(results, schema), *kid_gates(results), *copy_gates(results)]
 
 
+def gate_table(found: Sequence[Finding]) -> pd.DataFrame:
+    """Methods x gates in words: "holds", or for several attributes "holds: age, sex; DOES NOT HOLD: race"."""
+    cells: dict[str, dict[str, str]] = {}
+    for method, gate in dict.fromkeys((f.method, f.gate) for f in found):
+        mine = [f for f in found if (f.method, f.gate) == (method, gate)]
+        by_word = {word: [f.about for f in mine if f.holds is v] for v, word in WORDS.items()}
+        parts = [f"{w}: {', '.join(names)}" if len(mine) > 1 else w for w, names in by_word.items() if names]
+        cells.setdefault(TITLES[method], {})[gate] = "; ".join(parts)
+    return pd.DataFrame(cells).T.reindex(columns=[g for g in HEADINGS if any(f.gate == g for f in found)]).fillna("-")
+
+
 def gate_lines(found: Sequence[Finding]) -> list[str]:
-    lines = []
+    """The table, what its columns mean, and the numbers of every gate that does not hold or cannot be said."""
+    if not found:
+        return [f"{NOT_AVAILABLE}.", ""]
+    lines = [markdown_table(gate_table(found), "method"), ""]
     for gate, heading in HEADINGS.items():
         mine = [f for f in found if f.gate == gate]
-        tally = "; ".join(
-            f"{word} in {sum(f.holds is v for f in mine)} of {len(mine)}"
-            for v, word in WORDS.items()
-            if any(f.holds is v for f in mine)
-        )
-        lines += [f"### {heading}", "", f"{tally or NOT_AVAILABLE}.", ""]
-        lines += [f"- {TITLES[f.method]}: **{WORDS[f.holds]}** - {f.text}" for f in mine] + [""]
-    return lines
+        counts = [(word, sum(f.holds is v for f in mine)) for v, word in WORDS.items()]
+        lines.append(f"- *{gate}*: {heading}: " + "; ".join(f"{w} in {n} of {len(mine)}" for w, n in counts if n) + ".")
+        alike: dict[tuple, list[str]] = {}  # methods that fall alike stand in one line
+        for f in (f for f in mine if f.holds is not True):
+            key = (f"{f.about}, " if f.about else "") + f.against + f.remark, WORDS[f.holds]
+            alike.setdefault(key, []).append(f"{TITLES[f.method]} {f.ours}")
+        lines += [f"  - {against}: **{word}** for {'; '.join(texts)}" for (against, word), texts in alike.items()]
+    return [*lines, ""]
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+def p_value(results: pd.DataFrame, metric: str, methods: Sequence[str], setting: str = "test") -> str:
+    """", p = 0.012 (bootstrap, Holm)" of one difference ("KID minus flat"), "" where none was computed."""
+    here = results[(results["stage"] == "difference") & results["method"].isin(methods) & results["value"].notna()
+                   & (results["setting"] == setting) & (results["group"] == "")]  # fmt: skip
+    here = here[frames.is_p_value(here["metric"]) & here["metric"].str.endswith(f") {metric}")]
+    if here.empty:
+        return ""
+    row = here.iloc[0]
+    text = "< 0.001" if row["value"] < 0.001 else f"= {number(row['value'])}"
+    return f", p {text} {row['metric'].removeprefix('p ').removesuffix(metric).strip()}"
+
+
+def differences(results: pd.DataFrame, schema: Schema) -> pd.DataFrame:
+    """Every pair of methods and compared metric: a, b, metric, values, verdict (`frames.verdict`), what it rests on."""
+    rows = []
+    compared = [*WITH_NUMBERS, *(("alignment", f"accuracy:{name}") for name in schema.names)]
+    for (stage, metric), (a, b) in product(compared, combinations(trained(results), 2)):
+        item = Item(stage, metric)
+        if not len(item.rows(results)):
+            continue
+        found = frames.verdict(results, item, a, b)
+        rests = f"difference {said(found.paired)}" if found.rests_on == "difference" else found.rests_on
+        p = p_value(results, f"{metric} minus {b}", (a,)) or p_value(results, f"{metric} minus {a}", (b,))
+        rows.append({"a": a, "b": b, "metric": item.label(results), "value a": said(item.of(results, a)),
+                     "value b": said(item.of(results, b)), "verdict": found.word, "rests on": rests + p})  # fmt: skip
+    return pd.DataFrame(rows, columns=["a", "b", "metric", "value a", "value b", "verdict", "rests on"])
 
 
 def difference_lines(table: pd.DataFrame) -> list[str]:
+    """Per metric: how many pairs differ; pairs of WITH_NUMBERS one by one, of single attributes by name."""
     lines = []
     for metric, part in table.groupby("metric", sort=False):
-        noise = [f"{TITLES[r.a]} / {TITLES[r.b]}" for r in part.itertuples() if r.verdict == "within noise"]
+        names = [f"{TITLES[r.a]} / {TITLES[r.b]}" for r in part.itertuples() if r.verdict == "within noise"]
+        differ = part[part["verdict"].isin(["above", "below"])].to_dict("records")
         unsaid = int((part["verdict"] == "cannot be said").sum())
-        lines += [
-            f"### {metric}",
-            "",
-            f"{len(noise)} of {len(part)} pairs are within noise"
-            + (f", {unsaid} cannot be said" if unsaid else "")
-            + ".",
-        ]
-        lines += [f"Within noise: {'; '.join(noise)}."] if noise else []
-        lines += [f"- apart: {TITLES[row['a']]} {row['value a']}, {TITLES[row['b']]} {row['value b']} ({row['rests on']})"
-                  for row in part[part["verdict"] == "apart"].to_dict("records")] + [""]  # fmt: skip
-    return lines
+        head = f"**{metric}**: {len(differ)} of {len(part)} pairs differ, {len(names)} are within noise"
+        lines.append(f"- {head}{f', {unsaid} cannot be said' if unsaid else ''}.")
+        if metric.startswith(tuple(m for _, m in WITH_NUMBERS)):
+            lines += [f"  - {TITLES[r['a']]} is **{r['verdict']}** {TITLES[r['b']]}: {r['value a']} against "
+                      f"{r['value b']} ({r['rests on']})" for r in differ]  # fmt: skip
+            lines += [f"  - within noise: {'; '.join(names)}"] if names else []
+        elif differ:
+            lines[-1] += " " + "; ".join(f"{TITLES[r['a']]} {r['verdict']} {TITLES[r['b']]}" for r in differ) + "."
+    return [*lines, ""]
 
 
 def downstream_lines(results: pd.DataFrame) -> list[str]:
     """Every classifier against the one trained on real images only (strategy 1a), by paired differences."""
-    here = results[(results["stage"] == "difference") & (results["metric"] == "macro AUROC minus 1a")]
-    lines = ["## Downstream: macro AUROC against real images only (1a)", ""] if len(here) else []
-    for row in here.to_dict("records"):
-        verdict = (
-            "cannot be said"
-            if pd.isna(row["lo"])
-            else "within noise"
-            if row["lo"] <= 0 <= row["hi"]
-            else "above"
-            if row["value"] > 0
-            else "below"
-        )
-        lines.append(f"- {row['setting']} {TITLES.get(row['method'], row['method'])}: **{verdict}** - {said(row)}")
-    return lines
+    here = results[(results["stage"] == "difference") & results["metric"].str.endswith(" minus 1a")]
+    here = here[(here["group"] == "") & ~frames.is_p_value(here["metric"])]
+    lines = ["## Downstream: against real images only (1a)", ""] if len(here) else []
+    for (metric, kind), part in here.groupby(["metric", "group_kind"], sort=False):
+        told: dict[str, list[str]] = {"above": [], "below": [], "within noise": [], "cannot be said": []}
+        for row in part.to_dict("records"):
+            text = f"{row['setting']} {TITLES.get(row['method'], row['method'])} {said(row)}"
+            told[frames.word_of(row)].append(text + p_value(results, metric, [row["method"]], row["setting"]))
+        name = metric.removesuffix(" minus 1a") + ("" if kind == "overall" else f" by {kind}")
+        counts = "; ".join(f"{len(texts)} {word}" for word, texts in told.items() if texts)
+        lines.append(f"- **{name}** of {len(part)} classifiers: {counts}.")
+        told = told if ":" not in metric else {}  # of single findings only how many
+        lines += [f"  - {word}: {'; '.join(texts)}" for word, texts in told.items() if texts]
+    return [*lines, ""] if lines else []
 
 
-def report(results: pd.DataFrame, schema: Schema, title: str, kind: str, seeds: Sequence[int]) -> str:
-    """The page figures/<dataset>/report.md. `results`: from `tables.over_seeds`; kind: "phantoms" or "real images"."""
+def published_lines(pairs: pd.DataFrame) -> list[str]:
+    """Does our order of the methods agree with the printed one, under both readings of the sex names?"""
+    lines = ["## Direction of the published comparisons", ""]
+    if pairs.empty:
+        return [*lines, f"{NOT_AVAILABLE}: no published number for this kind of image.", ""]
+    lines += [f"Signs of the differences between {', '.join(TITLES[m] for m in published.METHOD.values())}. No claim: "
+              "without interval, or too few images.", ""]  # fmt: skip
+    for reading in pairs["reading"].unique():
+        lines.append(f"- {reading}:")
+        for name, row in published.tally(pairs, reading).iterrows():
+            said_so = "; ".join(f"{n} {verdict}" for verdict, n in row.items() if n)
+            lines.append(f"  - {name}: of {row.sum()} pairs {said_so}.")
+    return [*lines, ""]
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+def head(results: pd.DataFrame, title: str, kind: str, seeds: Sequence[int]) -> list[str]:
+    """Title, and on what every sentence rests: images, features, seeds, intervals."""
     many = (
-        f"{len(seeds)} training seeds"
+        f"n = {len(seeds)} training seeds: numbers are means, intervals are 95 % t-intervals of the seeds' values"
         if len(seeds) > 1
-        else "n = 1 training seed: nothing here says how much another seed would differ"
+        else "n = 1 training seed: intervals are over resampled patients, and nothing here says how much another seed "
+        "would differ"
     )
-    lines = [
-        f"# {title}: what the numbers say",
-        "",
-        f"Made from the tables, not typed. {kind.capitalize()}; {many}.",
-        "",
-    ]
-    lines += ["## Gates", "", *gate_lines(findings(results, schema)), "## Differences between methods", ""]
-    lines += [
-        "Within noise = the paired difference's interval holds 0 or, where none was computed, the two 95 % intervals touch.",
-        "",
-    ]
+    images = Item("quality", "FID").rows(results)
+    images = images[images["method"].isin(config.METHODS)]
+    size = f"n = {images['n'].min():.0f} images a method; " if len(images) else ""
+    features = ", ".join(e for e in images["extractor"].unique() if e) or NOT_AVAILABLE
+    basis = f"Made from the tables, not typed. {kind.capitalize()}; {size}features: {features}; {many}."
+    return [f"# {title}: what the numbers say", "", basis, ""]
+
+
+def report(
+    results: pd.DataFrame, schema: Schema, title: str, kind: str, seeds: Sequence[int], modality: str = ""
+) -> str:
+    """The page figures/<dataset>/report.md. `results`: of `frames.over_seeds`; kind: "phantoms" or "real images"."""
+    lines = [*head(results, title, kind, seeds), "## Gates", "", *gate_lines(findings(results, schema))]
+    lines += ["## Differences between methods", ""]
+    lines += ["Within noise = the interval of the difference holds 0 or, where none was computed, the two intervals "
+              "touch. Verdicts are not corrected for the number of pairs; p-values that are say so.", ""]  # fmt: skip
     lines += [*difference_lines(differences(results, schema)), *downstream_lines(results)]
+    lines += published_lines(published.directions(results, schema, modality)) if modality else []
     return "\n".join(lines).rstrip() + "\n"

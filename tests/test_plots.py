@@ -3,14 +3,26 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from matplotlib.colors import to_rgb
 from PIL import Image
 from test_tables import COUNTS, HELD_OUT, SCHEMA, made_up
 
-from compdiff import plots, tables
+from compdiff import frames, plots, plots_downstream, plots_groups, plots_pictures, plots_results, plots_training
 from compdiff.attributes import SCHEMAS
 
-RESULTS = tables.over_seeds(made_up())
+RESULTS = frames.over_seeds(made_up())
+THREE = frames.over_seeds(made_up((0, 1, 2)))
+
+
+def predictions(n=200):
+    rng = np.random.default_rng(2)
+    p = rng.random(n)
+    y = (rng.random(n) < p).astype(int)
+    table = pd.DataFrame({"id": np.arange(n).astype(str), "split": "test", "y_x": y, "p_x": p})
+    return {("1a", "real_train"): table, ("1b", "hcn"): table.assign(p_x=p**2)}
 
 
 def history(steps=60):
@@ -26,7 +38,7 @@ def history(steps=60):
 
 def pictures():
     rng = np.random.default_rng(1)
-    names = [SCHEMA.cell_name(c) for c in plots.gallery_cells(SCHEMA, COUNTS, HELD_OUT)]
+    names = [SCHEMA.cell_name(c) for c in plots_pictures.gallery_cells(SCHEMA, COUNTS, HELD_OUT)]
     return {
         row: {n: rng.integers(0, 255, (64, 64), dtype=np.uint8) for n in names}
         for row in ("phantom", "Text baseline", "HCN (CompDiff)")
@@ -46,14 +58,18 @@ def figures():
         ]
     )
     return {
-        "architecture": lambda: plots.architecture(SCHEMA),
-        "gallery": lambda: plots.gallery(images, names, HELD_OUT, "Phantoms and synthetic images, n = 1 per cell"),
-        "quality": lambda: plots.quality_bars(RESULTS, SCHEMA, "phantoms"),
-        "subgroup_fid": lambda: plots.subgroup_fid(RESULTS, "phantoms"),
-        "sigma": lambda: plots.sigma_history({"fairdiffusion": history(), "hcn_fairdiffusion": history()}, SCHEMA),
-        "uncertainty": lambda: plots.uncertainty(sigma, HELD_OUT, "phantoms"),
-        "downstream": lambda: plots.downstream_gaps(RESULTS, "phantoms"),
-        "dial": lambda: plots.interaction_dial(dial, "phantoms"),
+        "architecture": lambda: plots_pictures.architecture(SCHEMA),
+        "gallery": lambda: plots_pictures.gallery(images, names, HELD_OUT, "Phantoms, n = 1 per cell"),
+        "quality": lambda: plots_results.quality_bars(RESULTS, SCHEMA, "phantoms"),
+        "subgroup_fid": lambda: plots_groups.subgroup_fid(RESULTS, "phantoms"),
+        "sigma": lambda: plots_training.sigma_history(dict.fromkeys(("fairdiffusion", "hcn"), history()), SCHEMA),
+        "uncertainty": lambda: plots_training.uncertainty(sigma, HELD_OUT, "phantoms"),
+        "downstream": lambda: plots_downstream.downstream_gaps(RESULTS, "phantoms"),
+        "dial": lambda: plots_groups.interaction_dial(dial, "phantoms"),
+        "forest": lambda: plots_results.forest(THREE, "phantoms"),
+        "cells": lambda: plots_groups.cell_heat_map(RESULTS, SCHEMA, COUNTS, HELD_OUT, "phantoms"),
+        "pareto": lambda: plots_groups.pareto(RESULTS, SCHEMA, "phantoms"),
+        "reliability": lambda: plots_downstream.reliability(predictions(), RESULTS, "phantoms"),
     }  # fmt: skip
 
 
@@ -79,7 +95,7 @@ def test_figures_say_what_and_how_many(name):
 
 
 def test_bars_stand_where_the_numbers_are():
-    fig = plots.quality_bars(RESULTS, SCHEMA, "phantoms")
+    fig = plots_results.quality_bars(RESULTS, SCHEMA, "phantoms")
     ax = fig.axes[0]
     drawn = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == plots.MARKER["flat"]]
     assert drawn == [22.0]
@@ -91,17 +107,87 @@ def test_bars_stand_where_the_numbers_are():
 
 def test_missing_inputs_give_a_panel_that_says_so():
     empty = RESULTS.iloc[:0]
-    for fig in (plots.uncertainty(None, [], "phantoms"), plots.sigma_history({}, SCHEMA), plots.subgroup_fid(empty, "phantoms"),
-                plots.downstream_gaps(empty, "phantoms"), plots.quality_bars(empty, SCHEMA, "phantoms")):  # fmt: skip
+    for fig in (plots_training.uncertainty(None, [], "phantoms"), plots_training.sigma_history({}, SCHEMA),
+                plots_groups.subgroup_fid(empty, "phantoms"), plots_downstream.downstream_gaps(empty, "phantoms"),
+                plots_results.quality_bars(empty, SCHEMA, "phantoms"),
+                plots_results.forest(empty, "phantoms"), plots_groups.pareto(empty, SCHEMA, "phantoms"),
+                plots_groups.cell_heat_map(empty, SCHEMA, COUNTS, HELD_OUT, "phantoms"),
+                plots_downstream.reliability({}, empty, "phantoms")):  # fmt: skip
         assert "not available" in texts(fig)
+    one_dial = pd.DataFrame([dict(dial=0.5, method="hcn", value=1.0, lo=0.5, hi=1.5, n=24)])
+    assert "only 0.5 was run" in texts(plots_groups.interaction_dial(one_dial, "phantoms"))
+
+
+# --- forest, cells, front, reliability --------------------------------------------------------------------------------
+def test_forest_draws_the_paired_intervals():
+    """made_up: each method's FID is 2 above the one before it in every seed, so all differences are exact."""
+    fig = plots_results.forest(THREE, "phantoms")
+    ax = fig.axes[0]
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    drawn = dict(zip(labels, (c.get_segments()[0][0, 0] for c in ax.collections), strict=True))
+    assert drawn["Text baseline − Flat encoder"] == pytest.approx(-2)
+    assert drawn["Text baseline − HCN + FairDiffusion"] == pytest.approx(-8)
+    assert len(labels) == 10
+    assert "not available" in texts(plots_results.forest(RESULTS, "phantoms")), "one seed, no paired row"
+
+
+def test_every_cell_stands_in_its_place_and_held_out_ones_are_framed():
+    results = RESULTS.copy()
+    cell = "80+ Male Hispanic"
+    where = (results["group"] == cell) & (results["metric"] == "KID") & (results["method"] == "hcn")
+    results.loc[where, "value"] = 0.123
+    fig = plots_groups.cell_heat_map(results, SCHEMA, COUNTS, HELD_OUT, "phantoms")
+    (ax,) = [a for a in fig.axes if a.get_title() == "HCN (CompDiff)"]
+    i, j = np.argwhere(np.isclose(ax.images[0].get_array(), 123))[0]
+    names = (ax.get_yticklabels()[i].get_text(), ax.get_xticklabels()[j].get_text())
+    assert names == ("80+", "M Hispanic") and len(ax.patches) == len(HELD_OUT)
+    assert {p.get_xy() for p in ax.patches} >= {(j - 0.5, i - 0.5)}
+
+
+@given(arrays(float, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 4).map(float)))
+def test_pareto_front_is_what_nobody_beats(points):
+    best = set(plots_groups.front(points).tolist())
+    beaten = {i for i, p in enumerate(points) if any((q <= p).all() and (q < p).any() for q in points)}
+    assert best == set(range(len(points))) - beaten and best
+
+
+def test_equity_is_the_distance_of_the_groups():
+    """made_up: ES-FID = FID + 3; no size-matched rows, so the raw ones are drawn."""
+    points, x, y = plots_groups.equity_points(RESULTS, "sex")
+    assert set(points.set_index("key")["y"].round(9)) == {3.0} and (x, y) == ("FID-lite0", "ES-FID − FID")
+    assert points.set_index("key").loc["hcn", "x"] == 26.0
+
+
+def test_reliability_bins_hold_everybody_and_calibrated_ones_lie_on_the_diagonal():
+    rng = np.random.default_rng(0)
+    p = rng.random(5000)
+    y = (rng.random(5000) < p).astype(int)
+    bins = plots_downstream.reliability_bins(y, p)
+    assert bins["n"].sum() == 5000 and len(bins) == plots_downstream.MAX_BINS and (bins["n"] == 500).all()
+    assert np.average(bins["value"], weights=bins["n"]) == pytest.approx(y.mean())
+    assert (np.abs(bins["value"] - bins["p"]) < 0.07).all()  # 3 standard errors of 500 draws
+    assert ((bins["lo"] <= bins["value"]) & (bins["value"] <= bins["hi"])).all()
+    assert len(plots_downstream.reliability_bins(y[:30], p[:30])) == 1, "too few images for two bins"
+    assert len(plots_downstream.reliability_bins(y, np.full(5000, 0.3))) == 1
+
+
+def test_predictions_are_read_by_classifier_and_only_on_test_images(tmp_path):
+    table = predictions()["1a", "real_train"]
+    for name in ("1a_real_train", "1b_hcn_fairdiffusion", "1d_text_glaucoma"):
+        (tmp_path / name).mkdir()
+        table.assign(split=["val"] * 50 + ["test"] * 150).to_csv(tmp_path / name / "predictions.csv", index=False)
+    found = plots_downstream.predictions(tmp_path)
+    assert set(found) == {("1a", "real_train"), ("1b", "hcn_fairdiffusion")}, "not a single task's classifier"
+    assert {len(t) for t in found.values()} == {150} and plots_downstream.labels_of(found["1a", "real_train"]) == ["x"]
+    assert plots_downstream.predictions(tmp_path / "nowhere") == {}
 
 
 def test_gallery_shows_every_sex_and_the_rarest_and_commonest_third_attribute():
-    cells = plots.gallery_cells(SCHEMA, COUNTS, HELD_OUT)
+    cells = plots_pictures.gallery_cells(SCHEMA, COUNTS, HELD_OUT)
     assert len(cells) <= 12 and {c[1] for c in cells} == {0, 1} and len({c[2] for c in cells}) == 2
     totals = [sum(n for name, n in COUNTS.items() if name.endswith(r)) for r in SCHEMA["race"].categories]
     assert {c[2] for c in cells} == {int(np.argmin(totals)), int(np.argmax(totals))}
-    assert len(plots.gallery_cells(SCHEMAS["nih"], {})) <= 12
+    assert len(plots_pictures.gallery_cells(SCHEMAS["nih"], {})) <= 12
 
 
 def test_colours_differ_in_lightness_or_hue_for_every_method():
@@ -114,5 +200,5 @@ def test_the_callers_style_is_left_alone():
     import matplotlib as mpl
 
     before = mpl.rcParams["font.size"]
-    plots.architecture(SCHEMA)
+    plots_pictures.architecture(SCHEMA)
     assert mpl.rcParams["font.size"] == before

@@ -1,4 +1,4 @@
-"""Tables, report and README blocks, on a small results frame with invented numbers."""
+"""Tables and README blocks, on a small results frame with invented numbers (`made_up`, also for report and figures)."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from compdiff import config, paths, readme, record, report, sources, tables
+from compdiff import config, frames, paths, readme, record, rendering, sources, tables
 from compdiff.attributes import SCHEMAS
 
 SCHEMA = SCHEMAS["chest"]
@@ -22,12 +22,15 @@ FID = {"real_train": 5.0, "vae": 8.0, "untrained": 90.0, "shuffled": 20.0, "copy
 
 
 def made_up(seeds=(0,), methods=config.MAIN_METHODS, cells=True) -> pd.DataFrame:
-    """Results of 06 and 07 with invented numbers: text has FID 20 [18, 22], flat 22 [20, 24] and so on; each seed adds 1."""
+    """Results of 06 and 07 with invented numbers: text has FID 20 [18, 22], flat 22 [20, 24] ...; each seed adds 1."""
     rows = []
     for seed, key in product(seeds, [*methods, "real_train", "vae", "untrained", "shuffled", "copy", "real_test"]):
-        add = lambda stage, metric, value, kind="overall", group="", half=2.0, n=480, setting="test", **more: rows.append(  # noqa: E731
-            dict(dataset="chest", seed=seed, stage=stage, method=key, setting=setting, group_kind=kind, group=group, metric=metric, value=value,
-                 lo=value - half, hi=value + half, n=n, n_ref=n, extractor="lite0" if stage == "quality" else "judge", note="") | more)  # fmt: skip
+
+        def add(stage, metric, value, kind="overall", group="", half=2.0, n=480, seed=seed, key=key, **more):
+            row = dict(dataset="chest", seed=seed, stage=stage, method=key, group_kind=kind, group=group)
+            row |= dict(metric=metric, value=value, lo=value - half, hi=value + half, n=n, n_ref=n, note="")
+            rows.append(row | {"setting": "test", "extractor": "lite0" if stage == "quality" else "judge"} | more)
+
         fid = FID.get(key, 25.0) + seed
         if key != "real_test":
             add("quality", "FID", fid)
@@ -66,41 +69,25 @@ def made_up(seeds=(0,), methods=config.MAIN_METHODS, cells=True) -> pd.DataFrame
 
 @pytest.fixture(scope="module")
 def results():
-    return tables.over_seeds(made_up())
+    return frames.over_seeds(made_up())
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("value, text", [(122.94, "122.9"), (64.3, "64.3"), (6.8, "6.80"), (0.8123, "0.812"), (0.0041234, "0.0041"),
-                                         (0.00002, "0.00002"), (0, "0"), (-0.012, "-0.012"), (np.nan, "-")])  # fmt: skip
+NUMBERS = {122.94: "122.9", 64.3: "64.3", 6.8: "6.80", 0.8123: "0.812", 0.0041234: "0.0041", 0.00002: "0.00002", 0: "0",
+           -0.012: "-0.012", np.nan: "-"}  # fmt: skip
+
+
+@pytest.mark.parametrize("value, text", NUMBERS.items())
 def test_numbers_have_no_exponent(value, text):
-    assert tables.number(value) == text
-
-
-def test_seeds_are_averaged_and_counted():
-    three = tables.over_seeds(made_up((0, 1, 2)))
-    row = tables.Item("quality", "FID").of(three, "text")
-    assert (row["value"], row["std"], row["seeds"], row["lo"], row["hi"]) == (
-        21.0,
-        1.0,
-        3,
-        18.0,
-        24.0,
-    )  # by hand: 20, 21, 22
-    assert tables.shown({**row, "column": "FID", "key": "text", "n": np.nan}) == "21.0 (1.00)"
-
-
-def test_a_number_given_twice_is_an_error():
-    frame = made_up()
-    with pytest.raises(ValueError, match="twice"):
-        tables.over_seeds(pd.concat([frame, frame.iloc[:1]]))
+    assert rendering.number(value) == text
 
 
 def test_table1_places_every_number(results):
     table = tables.table1(results, SCHEMA, "chest")
-    text = tables.wide(table, "Quality")
+    text = rendering.wide(table, "Quality")
     assert text.loc["Flat encoder", "FID-lite0 (n = 480)"] == "22.0 [20.0, 24.0]"
     assert list(text.index) == [
-        tables.TITLES[m] for m in [*config.MAIN_METHODS, "real_train", "vae", "untrained", "shuffled", "copy"]
+        frames.TITLES[m] for m in [*config.MAIN_METHODS, "real_train", "vae", "untrained", "shuffled", "copy"]
     ]
     assert text.loc["HCN (CompDiff)", "FID-lite0, published"] == "64.3 (0.3)"
     assert (
@@ -109,55 +96,36 @@ def test_table1_places_every_number(results):
         == "not in the record"
     )
     assert "MS-SSIM-3 paired (n = 480)" in text.columns, "no extractor's name on a metric of pixels"
-    asked = tables.wide(table, "What was asked for")
+    asked = rendering.wide(table, "What was asked for")
     assert asked.loc["Text baseline", "disease AUROC (n = 480)"] == "0.75"  # (0.8 + 0.7) / 2
     assert asked.loc["Untrained", "disease AUROC (n = 480)"] == "not available"
     assert asked.loc["Text baseline", "disease AUROC, published"].startswith("0.8")
     assert asked.loc["HCN (CompDiff)", "race accuracy (n = 480)"] == "0.6 [0.56, 0.64]"
     assert (
-        tables.wide(table, "Measured against requested (correlation)").loc["Flat encoder", "heart r (n = 480)"]
+        rendering.wide(table, "Measured against requested (correlation)").loc["Flat encoder", "heart r (n = 480)"]
         == "0.7 [0.6, 0.8]"
     )
 
 
-def test_published_numbers_are_the_records_and_only_those():
-    """Each published cell equals the row of the shared record, read here with the csv module."""
-    import csv
-
-    with open(tables.PUBLISHED) as file:
-        rows = [
-            r
-            for r in csv.DictReader(file)
-            if r["table"] == "1" and r["modality"] == "fundus" and r["method"] == "compdiff"
-        ]
-    fundus = SCHEMAS["fundus"]
-    table = tables.table1(tables.over_seeds(made_up()), fundus, "fundus")
-    ours = table[(table["key"] == "hcn") & table["column"].str.endswith("published") & table["value"].notna()]
-    want = {("FID", "overall"), ("disease AUROC", "overall"), *(("ES-FID", a) for a in fundus.names)}
-    assert sorted(ours["value"]) == sorted(float(r["value"]) for r in rows if (r["metric"], r["group"]) in want)
-    other = tables.table1(tables.over_seeds(made_up()), fundus, "heart")
-    assert other.loc[other["column"].str.endswith("published"), "value"].isna().all()
-
-
 def test_ineligible_cells_say_so_and_stay(results):
-    text = tables.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "FID-lite0")
+    text = rendering.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "FID-lite0")
     assert len(text) == len(SCHEMA.cells()) and text.loc["0-18 Male White", "training images"] == "3"
     assert text.loc["80+ Female Asian", "HCN (CompDiff) (n = 12)"] == "ineligible: n = 12 < 30"
-    kid = tables.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "KID-lite0")
+    kid = rendering.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "KID-lite0")
     assert kid.iloc[0, 1] == "0.04 [0.03, 0.05] †"
     assert text.loc["60-80 Male White", "HCN (CompDiff), published"] == "97.6 (2.00)"
 
 
 def test_zero_shot_table_has_the_held_out_cells_and_their_sum(results):
-    text = tables.wide(tables.table3(results, SCHEMA, HELD_OUT, COUNTS, "chest"), "KID-lite0")
+    text = rendering.wide(tables.table3(results, SCHEMA, HELD_OUT, COUNTS, "chest"), "KID-lite0")
     assert list(text.index) == [*HELD_OUT, "all held-out cells"]
-    fid = tables.wide(tables.table3(results, SCHEMA, HELD_OUT, COUNTS, "chest"), "FID-lite0")
+    fid = rendering.wide(tables.table3(results, SCHEMA, HELD_OUT, COUNTS, "chest"), "FID-lite0")
     assert fid.loc["18-40 Female Asian", "Text baseline, published"].startswith("183.3")
 
 
 def test_ablation_table_only_with_ablation_methods(results):
     assert tables.table5(results, SCHEMA).empty
-    full = tables.over_seeds(made_up(methods=[*config.MAIN_METHODS, "hcn_no_aux"]))
+    full = frames.over_seeds(made_up(methods=[*config.MAIN_METHODS, "hcn_no_aux"]))
     table = tables.table5(full, SCHEMA)
     assert list(table["key"].unique()) == ["flat", "hcn", "hcn_no_aux"]
     both = tables.table5(results, SCHEMA, {1.0: results, 0.0: results})
@@ -166,7 +134,7 @@ def test_ablation_table_only_with_ablation_methods(results):
 
 def test_downstream_table(results):
     table = tables.table4(results)
-    text = tables.wide(table, "Overall")
+    text = rendering.wide(table, "Overall")
     assert list(text.index) == [
         "1a real images only",
         "1b Text baseline",
@@ -176,76 +144,30 @@ def test_downstream_table(results):
     ]
     assert text.loc["1b HCN (CompDiff)", "macro AUROC (n = 480)"] == "0.8 [0.77, 0.83]"
     assert set(text["macro AUROC, published"]) == {"not in the record"}
-    assert tables.footnotes(table) == ["macro AUROC: mean of No Finding, Pneumothorax."]
+    assert rendering.footnotes(table) == ["macro AUROC: mean of No Finding, Pneumothorax."]
 
 
 def test_latex_and_markdown_have_the_same_cells(results, tmp_path):
     table = tables.table1(results, SCHEMA, "chest")
-    tables.write(table, tmp_path, "table1", "Table 1 & co", ["50 % of a_b"])
+    rendering.write(table, tmp_path, "table1", "Table 1 & co", ["50 % of a_b"])
     tex, md = (tmp_path / "table1.tex").read_text(), (tmp_path / "table1.md").read_text()
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == md.count("\n## ") == 5
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == md.count("\n## ") == 6
     assert (
         r"Table 1 \& co" in tex and r"50 \% of a\_b" in tex and "22.0 [20.0, 24.0]" in tex and "22.0 [20.0, 24.0]" in md
     )
     bodies = [line for line in tex.splitlines() if line.endswith(r" \\")]
     assert len(bodies) == md.count("\n| "), "one LaTeX line per Markdown row and head"
     assert md.count("n = 1 seed") == 1
-    tables.write(table.iloc[:0], tmp_path, "table1", "")
+    rendering.write(table.iloc[:0], tmp_path, "table1", "")
     assert not list(tmp_path.iterdir()), "an empty table leaves no stale file"
-
-
-# --- sentences ------------------------------------------------------------------------------------------------------
-def test_gates_fall_either_way(results):
-    found = {(f.gate, f.method, f.text.split(":")[0]): f.holds for f in report.findings(results, SCHEMA)}
-    assert (
-        found["accuracy", "hcn", "age"] is True and found["accuracy", "hcn", "race"] is False
-    )  # .85 and .6 against .9 x .9
-    assert found["above shuffled", "hcn", "race"] is True
-    by_gate = {f.gate: f for f in report.findings(results, SCHEMA) if f.method == "text"}
-    assert by_gate["KID below untrained"].holds is True and by_gate["told apart from a copy"].holds is True
-    worse = results.copy()
-    worse.loc[(worse["metric"] == "KID") & (worse["method"] == "untrained"), "value"] = 0.001
-    worse.loc[(worse["stage"] == "memorisation"), ["value", "lo", "hi"]] = (0.5, 0.4, 0.6)
-    worse.loc[(worse["metric"] == "accuracy:race") & (worse["method"] == "shuffled"), "value"] = 0.57
-    fallen = {
-        f.gate: f.holds
-        for f in report.findings(worse, SCHEMA)
-        if f.method == "text" and not f.text.startswith(("age", "sex"))
-    }
-    assert fallen == dict.fromkeys(report.HEADINGS, False)
-    blind = results.copy()
-    blind.loc[(blind["metric"] == "accuracy:age") & (blind["method"] == "real_test"), ["value", "lo"]] = (0.3, 0.26)
-    assert {f.holds for f in report.findings(blind, SCHEMA) if f.gate == "accuracy" and f.text.startswith("age")} == {
-        None
-    }, "a judge that guesses"
-    missing = {f.holds for f in report.findings(results[results["method"].isin(config.METHODS)], SCHEMA)}
-    assert missing == {None}, "without controls nothing can be said"
-
-
-def test_differences_use_intervals_unless_a_paired_one_exists(results):
-    verdict = lambda r: report.differences(r, SCHEMA).set_index(["metric", "a", "b"])["verdict"]  # noqa: E731
-    assert verdict(results)["FID-lite0", "text", "flat"] == "within noise"  # [18, 22] and [20, 24] touch
-    assert verdict(results)["FID-lite0", "text", "hcn_fairdiffusion"] == "apart"  # [18, 22] and [26, 30] do not
-    paired = tables.Item("quality", "FID").of(results, "text") | {
-        "stage": "difference",
-        "metric": "FID minus flat",
-        "value": -2.0,
-        "lo": -3.0,
-        "hi": -1.0,
-    }
-    assert verdict(pd.concat([results, pd.DataFrame([paired])]))["FID-lite0", "text", "flat"] == "apart"
-
-
-def test_report_reads_as_text(results):
-    text = report.report(results, SCHEMA, "Chest phantoms", "phantoms", [0])
-    assert "**DOES NOT HOLD** - race: 0.6 [0.56, 0.64]; judge on real test images 0.9 [0.86, 0.94], 67 % of it" in text
-    assert text.count("n = 1 training seed") == 1 and "nan" not in text
 
 
 def test_nothing_here_needs_torch():
     """08 opens where only numpy, pandas and matplotlib are installed: walk the imports of its modules."""
+    modules = ("tables", "report", "readme", "plots_results", "plots_groups", "plots_downstream", "plots_training",
+               "plots_pictures", "datasets", "pictures")  # fmt: skip
     code = sources.closure(
-        {f"compdiff.{m}" for m in ("tables", "report", "readme", "plots", "datasets", "pictures")},
+        {f"compdiff.{m}" for m in modules},
         paths.ROOT / "compdiff",
     )
     texts = {name: (paths.ROOT / name).read_text() for name in code}
@@ -257,7 +179,7 @@ def test_nothing_here_needs_torch():
 # --- README -----------------------------------------------------------------------------------------------------------
 def test_readme_block_takes_numbers_from_the_tables(results, tmp_path):
     assert readme.readme_block(tmp_path) == readme.NO_RESULTS == readme.budget_block(tmp_path)
-    tables.write(tables.table1(results, SCHEMA, "chest"), tmp_path / "chest", "table1", "Table 1")
+    rendering.write(tables.table1(results, SCHEMA, "chest"), tmp_path / "chest", "table1", "Table 1")
     block = readme.readme_block(tmp_path)
     assert "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in block
     assert "FID-lite0: 20.0 [18.0, 22.0] / 24.0 [22.0, 26.0] / 26.0 [24.0, 28.0]; n = 480" in block

@@ -1,0 +1,216 @@
+"""Result frames: what is told from several rows of one seed, seeds combined, and one number looked up. No torch.
+
+In: rows of record.RESULT_COLUMNS. Out of `over_seeds`: one row per number, with its mean, deviation and interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from compdiff import config, record
+
+NOT_AVAILABLE = "not available"
+CONTROLS = {
+    "real_test": "Real test images (the judge's own score)",
+    "real_train": "Real training images (floor)",
+    "vae": "Autoencoder only",
+    "untrained": "Untrained",
+    "shuffled": "Shuffled attributes",
+    "copy": "Copy of the training set",
+}
+TITLES = {key: method.title for key, method in config.METHODS.items()} | CONTROLS
+IDENTITY = [c for c in record.RESULT_COLUMNS if c not in ("seed", "value", "lo", "hi", "n", "n_ref", "note")]
+COLUMNS = [*IDENTITY, "value", "lo", "hi", "std", "seeds", "n", "n_ref", "note"]  # of `over_seeds`
+COMPARED = ("quality", "alignment", "judges")  # stages whose numbers are also told as differences between methods
+
+
+# --- one seed: rows told from other rows --------------------------------------------------------------------------
+def with_disease_auroc(frame: pd.DataFrame) -> pd.DataFrame:
+    """The results and, per seed and method, "disease AUROC": mean of the eligible AUROC:<finding>, no interval."""
+    here = frame[(frame["stage"] == "alignment") & frame["metric"].str.startswith("AUROC:") & frame["value"].notna()]
+    same = ["dataset", "seed", "stage", "method", "setting", "group_kind", "group", "extractor"]
+    names = lambda metrics: "mean of " + ", ".join(m.removeprefix("AUROC:") for m in metrics)  # noqa: E731
+    groups = here.groupby(same, sort=False, as_index=False)
+    means = groups.agg(value=("value", "mean"), n=("n", "min"), n_ref=("n_ref", "min"), note=("metric", names))
+    means = means.assign(metric="disease AUROC", lo=np.nan, hi=np.nan)
+    return pd.concat([frame, means[list(record.RESULT_COLUMNS)]], ignore_index=True) if len(means) else frame
+
+
+def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
+    """The results and "<metric> minus <method>" of every pair of methods and seed, where no row of that name exists.
+
+    Methods of one seed share data, requests and judges, so their difference varies less than either of them. These
+    rows have no interval of their own: only several seeds give them one.
+    """
+    here = frame[frame["stage"].isin(COMPARED) & (frame["setting"] == "test") & frame["value"].notna()]
+    same = ["dataset", "seed", "stage", "setting", "group_kind", "group", "metric", "extractor"]
+    parts = [frame]
+    for a, b in combinations([m for m in config.METHODS if (here["method"] == m).any()], 2):
+        pair = here[here["method"] == a].merge(here[here["method"] == b], on=same, suffixes=("", "_b"))
+        there = frame[(frame["stage"] == "difference") & frame["method"].isin((a, b))]
+        which = ["metric", "group_kind", "group", "extractor"]
+        known = set(there[which].itertuples(index=False, name=None))
+        names = pair[which].itertuples(index=False, name=None)
+        pair = pair[[not {(f"{m} minus {x}", *where) for x in (a, b)} & known for m, *where in names]]
+        if len(pair):
+            pair = pair.assign(value=pair["value"] - pair["value_b"], metric=pair["metric"] + f" minus {b}", lo=np.nan,
+                               hi=np.nan, stage="difference", n=pair[["n", "n_b"]].min(axis=1), note="")  # fmt: skip
+            parts.append(pair[list(record.RESULT_COLUMNS)])
+    return pd.concat(parts, ignore_index=True)
+
+
+# --- several seeds --------------------------------------------------------------------------------------------------
+def is_p_value(metric: pd.Series) -> pd.Series:
+    """Which metrics are p-values, named as "p (bootstrap, Holm) macro AUROC minus 1a"?"""
+    return metric.str.startswith("p (")
+
+
+def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per number (COLUMNS): mean, standard deviation (n - 1), number of seeds, 95 % interval, smallest n.
+
+    The interval of one seed is the one that its row brought (resampled patients); of two or more it is Student's
+    interval of the seeds' values, mean +- t(n - 1) std / sqrt(n): how the mean moves with other trainings. p-values
+    of several seeds give twice their mean, at most 1, which is a p-value whatever their dependence (Rueschendorf
+    1982). "disease AUROC" is added and, for several seeds, differences between methods. ValueError when a seed
+    holds a number twice.
+    """
+    frame = with_disease_auroc(frame)
+    frame = with_differences(frame) if frame["seed"].nunique() > 1 else frame
+    twice = frame.duplicated([*IDENTITY, "seed"])
+    if twice.any():
+        raise ValueError(f"the results hold a number twice: {frame.loc[twice.idxmax(), IDENTITY].to_dict()}")
+    groups = frame.groupby(IDENTITY, sort=False, dropna=False)
+    table = groups.agg(value=("value", "mean"), std=("value", "std"), seeds=("value", "count"), lo=("lo", "min"),
+                       hi=("hi", "max"), n=("n", "min"), n_ref=("n_ref", "min"), note=("note", "max"))  # fmt: skip
+    table = table.reset_index()
+    many = table["seeds"] > 1
+    p = many & is_p_value(table["metric"])
+    half = stats.t.ppf(0.975, (table["seeds"] - 1).where(many)) * table["std"] / np.sqrt(table["seeds"])
+    table["lo"] = table["lo"].where(~many, table["value"] - half)
+    table["hi"] = table["hi"].where(~many, table["value"] + half)
+    table.loc[p, "value"] = np.minimum(2 * table.loc[p, "value"], 1)
+    table.loc[p, ["std", "lo", "hi"]] = np.nan
+    return table[COLUMNS]
+
+
+# --- one number -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Item:
+    """Which number of the results a column shows, and which published number stands beside it."""
+
+    stage: str
+    metric: str
+    kind: str = "overall"
+    group: str = ""
+    setting: str = "test"
+    paper: tuple[str, str] | None = None  # metric and group in published_results.csv; None = no published column
+    extractor: str = ""  # "" = the first that the results hold
+
+    def rows(self, results: pd.DataFrame) -> pd.DataFrame:
+        """The rows of `over_seeds` of all methods."""
+        found = results
+        for column, wanted in (("metric", self.metric), ("group", self.group), ("group_kind", self.kind),
+                               ("stage", self.stage), ("setting", self.setting)):  # fmt: skip
+            found = found[found[column] == wanted]
+        return found[found["extractor"] == self.extractor] if self.extractor else found
+
+    def of(self, results: pd.DataFrame, method: str) -> dict[str, object] | None:
+        """The row of `over_seeds` for one method, None where there is none."""
+        found = self.rows(results)
+        found = found[found["method"] == method]
+        return found.iloc[0].to_dict() if len(found) else None
+
+    def label(self, results: pd.DataFrame) -> str:
+        """FID-lite0, ES-FID-lite0 sex, sex accuracy, cosine paired (biovil) ..."""
+        here = results[(results["stage"] == self.stage) & (results["metric"] == self.metric)]
+        known = [e for e in here["extractor"].unique() if e and e != "pixels"] if self.stage == "quality" else []
+        extractor = self.extractor or "".join(known[:1])
+        metric = " ".join(reversed(self.metric.split(":", 1)))  # accuracy:sex -> sex accuracy
+        kind = "" if self.kind in ("overall", "cell") else self.kind
+        if extractor and self.stage == "judges" and metric not in ("FID", "KID"):
+            metric = f"{metric} ({extractor})"
+        elif extractor:
+            metric = f"{metric}-{extractor}"
+        return " ".join(filter(None, [metric, kind]))
+
+
+def methods_in(results: pd.DataFrame, stages: Sequence[str]) -> list[str]:
+    """Methods, then controls, that the results of these stages hold, in the order of TITLES."""
+    held = set(results.loc[results["stage"].isin(stages), "method"])
+    return [m for m in TITLES if m in held]
+
+
+def trained(results: pd.DataFrame, stages: Sequence[str] = COMPARED) -> list[str]:
+    """The methods among `methods_in`, without controls."""
+    return [m for m in methods_in(results, stages) if m in config.METHODS]
+
+
+def known(*rows: dict | None) -> bool:
+    """Is there a value in every row?"""
+    return all(r is not None and pd.notna(r["value"]) for r in rows)
+
+
+def has_interval(row: dict | None) -> bool:
+    return row is not None and pd.notna(row["lo"]) and pd.notna(row["hi"])
+
+
+# --- differences between two methods ----------------------------------------------------------------------------------
+def word_of(difference: dict) -> str:
+    """above | below | within noise (its interval holds 0) | cannot be said (it has none)."""
+    if not has_interval(difference):
+        return "cannot be said"
+    if difference["lo"] <= 0 <= difference["hi"]:
+        return "within noise"
+    return "above" if difference["value"] > 0 else "below"
+
+
+def difference(results: pd.DataFrame, item: Item, a: str, b: str) -> dict[str, object] | None:
+    """The row "item of a minus item of b", whichever way round the results hold it; None where they hold neither."""
+    own = item.of(results, a) or {}
+    there = {"kind": item.kind, "group": item.group, "setting": item.setting, "extractor": own.get("extractor", "")}
+    for first, second, sign in ((a, b, 1), (b, a, -1)):
+        row = Item("difference", f"{item.metric} minus {second}", **there).of(results, first)
+        if row is not None and pd.notna(row["value"]):
+            ends = sorted((sign * row["lo"], sign * row["hi"])) if has_interval(row) else (np.nan, np.nan)
+            return row | {"value": sign * row["value"], "lo": ends[0], "hi": ends[1], "method": a}
+    return None
+
+
+def apart(x: dict, y: dict) -> bool:
+    """Do two intervals not touch? A number without interval is a point; equal values are never apart."""
+    (x_lo, x_hi), (y_lo, y_hi) = ((r["lo"], r["hi"]) if has_interval(r) else (r["value"],) * 2 for r in (x, y))
+    return bool(x_lo > y_hi or y_lo > x_hi)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A pair of methods in one number. word: above | below | within noise | cannot be said; sign: of a minus b."""
+
+    word: str
+    sign: int
+    rests_on: str
+    paired: dict | None = None
+
+
+def verdict(results: pd.DataFrame, item: Item, a: str, b: str) -> Verdict:
+    """Is a's number above b's? A difference with an interval decides (within noise: it holds 0); else two intervals
+    that touch are within noise, the more cautious rule; without intervals only the sign is known."""
+    x, y = item.of(results, a), item.of(results, b)
+    if not known(x, y):
+        return Verdict("cannot be said", 0, NOT_AVAILABLE)
+    pair = difference(results, item, a, b)
+    sign = int(np.sign(x["value"] - y["value"]))
+    side = "above" if sign > 0 else "below"
+    if has_interval(pair):
+        return Verdict(word_of(pair), sign, "difference", pair)
+    if not (has_interval(x) and has_interval(y)):
+        return Verdict("cannot be said", sign, "no interval: sign only")
+    if apart(x, y):
+        return Verdict(side, sign, "intervals do not touch")
+    return Verdict("within noise", sign, "intervals touch")

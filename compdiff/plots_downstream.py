@@ -1,0 +1,133 @@
+"""Downstream classifiers: who gains and who is served less, and whether a predicted probability means what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from compdiff import scores
+from compdiff.frames import TITLES, Item
+from compdiff.plots import COLOUR, GREY, MARKER, PAGE, absent, error, figure, intervals_of, styled
+from compdiff.rendering import number
+from compdiff.stats import jeffreys
+from compdiff.tables import downstream_title
+
+GAPS = {"gap macro AUROC": "AUROC gap", "gap underdiagnosis": "under-\ndiagnosis gap"}
+TEST = ("test", "zero_shot")  # splits of predictions.csv on which classifiers are judged
+PER_BIN, MAX_BINS = 20, 10  # images at least, and bins at most, of a reliability diagram
+
+
+@styled
+def downstream_gaps(results: pd.DataFrame, kind: str) -> Figure:
+    """Classifiers on real test images: overall AUROC and each gap between groups, per strategy and generator."""
+    here = results[(results["stage"] == "downstream") & (results["group"] == "") & results["value"].notna()]
+    names = list(here[["metric", "group_kind"]].drop_duplicates().itertuples(index=False, name=None))
+    shown = [n for n in names if n == ("macro AUROC", "overall")]
+    shown += [(m, k) for m, k in names if m in GAPS and k != "overall"]
+    if not shown:
+        return absent("downstream gaps: not available")
+    pairs = set(here[["setting", "method"]].itertuples(index=False, name=None))
+    rows = sorted(pairs, key=lambda p: (p[0], list(TITLES).index(p[1]) if p[1] in TITLES else len(TITLES)))
+    fig = figure(PAGE, 1.0 + 0.17 * len(rows))
+    for ax, (metric, group) in zip(np.atleast_1d(fig.subplots(1, len(shown), sharey=True)), shown, strict=True):
+        part = here[(here["metric"] == metric) & (here["group_kind"] == group)].set_index(["setting", "method"])
+        for y, key in enumerate(rows):
+            if key in part.index:
+                row = part.loc[key].to_dict()
+                look = {"fmt": MARKER.get(key[1], "o"), "color": COLOUR.get(key[1], GREY)}
+                ax.errorbar(row["value"], y, xerr=error(row), ms=4, capsize=2, lw=1, **look)
+        ax.set(yticks=range(len(rows)), title=metric if group == "overall" else f"{group}:\n{GAPS[metric]}")
+        ax.set_yticklabels([f"{s}  {downstream_title(m)}" for s, m in rows])
+        ax.locator_params(axis="x", nbins=3)
+        ax.grid(axis="x", lw=0.3)
+    ax.invert_yaxis()
+    n = here["n"].dropna()
+    size = f", n = {n.max():.0f} images" if len(n) else ""
+    fig.suptitle(f"Classifiers, tested on {kind}{size}; {intervals_of(here)}", fontsize=8)
+    return fig
+
+
+# --- reliability ------------------------------------------------------------------------------------------------------
+def predictions(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:
+    """{(strategy, method): test rows} of every <strategy>_<method>/predictions.csv in a seed's folder `downstream`."""
+    found = {}
+    for file in sorted(Path(folder).glob("*/predictions.csv")):
+        table = pd.read_csv(file, dtype={"id": str, "patient": str}, keep_default_na=False)
+        strategy, _, method = file.parent.name.partition("_")
+        if method in TITLES and "split" in table:  # a third word names a task of its own classifier
+            found[strategy, method] = table[table["split"].isin(TEST)].reset_index(drop=True)
+    return found
+
+
+def labels_of(table: pd.DataFrame) -> list[str]:
+    """Labels with a truth of 0 or 1 and a probability; the one with the largest smaller class comes first."""
+    names = [c.removeprefix("y_") for c in table if c.startswith("y_") and f"p_{c.removeprefix('y_')}" in table]
+    names = [n for n in names if table[f"y_{n}"].isin([0, 1]).all()]
+    return sorted(names, key=lambda n: -min(table[f"y_{n}"].sum(), (1 - table[f"y_{n}"]).sum()))
+
+
+def reliability_bins(y: np.ndarray, p: np.ndarray) -> pd.DataFrame:
+    """Predictions in bins of equal count: columns p (mean prediction), value, lo, hi (share of positives, Jeffreys), n.
+
+    y: 0/1 [n], p: [n]. At least PER_BIN images a bin, at most MAX_BINS bins; equal predictions stay in one bin.
+    """
+    found = scores.reliability(y, p, int(np.clip(len(p) // PER_BIN, 1, MAX_BINS)), "mass")
+    rates = [jeffreys(round(share * n), n) for share, n in zip(found.observed, found.n, strict=True)]
+    return pd.DataFrame({"p": found.predicted, "value": found.observed, "lo": [r.lo for r in rates],
+                         "hi": [r.hi for r in rates], "n": found.n})  # fmt: skip
+
+
+@styled
+def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], results: pd.DataFrame, kind: str) -> Figure:
+    """Predicted probability against the share of positives, one panel per strategy; on the diagonal it is honest.
+
+    tables: of `predictions`, one seed. The ECE beside a curve is the one of the results, where they hold it.
+    """
+    tables = {key: t for key, t in tables.items() if len(t) and labels_of(t)}
+    if not tables:
+        return absent("reliability of the classifiers: not available\n(no downstream/*/predictions.csv)")
+    strategies = list(dict.fromkeys(s for s, _ in tables))
+    label = labels_of(next(iter(tables.values())))[0]
+    columns = min(4, len(strategies))
+    lines = -(-len(strategies) // columns)
+    fig = figure(PAGE, 0.85 + 1.75 * lines)
+    axes = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    handles = {}
+    for ax, strategy in zip(axes.flat, strategies, strict=False):
+        own = {m: t for (s, m), t in tables.items() if s == strategy and f"p_{label}" in t}
+        ax.plot([0, 1], [0, 1], color=GREY, lw=0.6, ls=":")
+        said = []
+        for method in sorted(own, key=lambda m: list(TITLES).index(m) if m in TITLES else len(TITLES)):
+            bins = reliability_bins(own[method][f"y_{label}"].to_numpy(), own[method][f"p_{label}"].to_numpy(float))
+            bars = np.clip([bins["value"] - bins["lo"], bins["hi"] - bins["value"]], 0, None)
+            look = {"color": COLOUR.get(method, GREY), "marker": MARKER.get(method, "*")}
+            handles[method] = ax.errorbar(bins["p"], bins["value"], yerr=bars, lw=0.9, ms=3.5, elinewidth=0.4, **look)
+            said.append((method, ece(results, strategy, method, label)))
+        for i, (method, value) in enumerate(reversed([s for s in said if s[1]])):
+            ax.text(0.98, 0.02 + 0.085 * i, f"ECE {value}", color=COLOUR.get(method, GREY), fontsize=6, ha="right",
+                    transform=ax.transAxes)  # fmt: skip
+        n = len(next(iter(own.values()))) if own else 0
+        ends = {"xlim": (-0.02, 1.02), "ylim": (-0.02, 1.02), "xticks": [0, 0.5, 1], "yticks": [0, 0.5, 1]}
+        ax.set(title=f"{strategy}, n = {n}", **ends)
+    for ax in axes.flat[len(strategies) :]:
+        ax.axis("off")
+    axes[-1, 0].set(xlabel=f"predicted {label}", ylabel="share that has it")
+    fig.suptitle(f"Reliability of classifiers on {kind}: bins of at least {PER_BIN} images, 95 % Jeffreys intervals",
+                 fontsize=8)  # fmt: skip
+    fig.legend(handles.values(), [downstream_title(m) for m in handles], loc="outside lower center", ncols=5,
+               columnspacing=1)  # fmt: skip
+    return fig
+
+
+def ece(results: pd.DataFrame, strategy: str, method: str, label: str) -> str:
+    """The expected calibration error of the results as text, "" where they have none."""
+    for metric in (f"ECE:{label}", "macro ECE"):
+        row = Item("downstream", metric, setting=strategy).of(results, method)
+        if row is not None and pd.notna(row["value"]):
+            return number(row["value"])
+    return ""
+

@@ -1,0 +1,106 @@
+"""Seeds combined, differences between methods and verdicts, against scipy and by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_1samp
+from test_tables import made_up
+
+from compdiff import frames, record, rendering, stats
+from compdiff.frames import Item
+
+
+def test_seeds_are_averaged_and_counted():
+    three = frames.over_seeds(made_up((0, 1, 2)))
+    row = Item("quality", "FID").of(three, "text")
+    assert (row["value"], row["std"], row["seeds"]) == (21.0, 1.0, 3)  # by hand: 20, 21, 22
+    wanted = stats.seeds_interval(np.array([20.0, 21.0, 22.0]))
+    assert (row["lo"], row["hi"]) == pytest.approx((wanted.lo, wanted.hi))
+    assert rendering.shown({**row, "column": "FID", "key": "text", "n": np.nan}) == "21.0 (1.00)"
+
+
+def test_a_seed_without_a_number_is_not_counted():
+    two = made_up((0, 1))
+    gone = (two["seed"] == 1) & (two["method"] == "text") & (two["metric"] == "KID") & (two["group_kind"] == "overall")
+    two.loc[gone, ["value", "lo", "hi"]] = np.nan
+    row = Item("quality", "KID").of(frames.over_seeds(two), "text")
+    assert (row["seeds"], row["value"], row["lo"], row["hi"]) == pytest.approx((1, 0.02, 0.018, 0.022))
+    assert np.isnan(row["std"])
+
+
+def test_several_seeds_give_differences_an_interval_of_paired_values():
+    """Against scipy's one-sample t-interval of the seeds' differences; methods that move together differ clearly."""
+    frame = made_up((0, 1, 2))
+    where = (frame["metric"] == "FID") & (frame["group_kind"] == "overall")
+    frame.loc[where & (frame["seed"] == 1) & (frame["method"] == "hcn"), "value"] += 0.5
+    results = frames.over_seeds(frame)
+    by_seed = frame[where].pivot(index="seed", columns="method", values="value")
+    ends = ttest_1samp(by_seed["text"] - by_seed["hcn"], 0).confidence_interval()
+    found = frames.verdict(results, Item("quality", "FID"), "text", "hcn")
+    assert (found.paired["lo"], found.paired["hi"]) == pytest.approx((ends.low, ends.high)) and found.word == "below"
+    back = frames.difference(results, Item("quality", "FID"), "hcn", "text")
+    assert (back["value"], back["lo"], back["hi"]) == pytest.approx(
+        (-found.paired["value"], -found.paired["hi"], -found.paired["lo"])
+    )
+    assert not frames.over_seeds(made_up())["stage"].eq("difference").any(), "one seed adds none"
+
+
+def test_p_values_of_seeds_are_twice_their_mean():
+    row = made_up().iloc[0].to_dict() | {"stage": "difference", "lo": np.nan, "hi": np.nan}
+    row |= {"metric": "p (bootstrap, Holm) KID minus flat"}
+    three = record.results([row | {"seed": s, "value": v} for s, v in enumerate((0.01, 0.02, 0.06))])
+    (combined,) = frames.over_seeds(three).to_dict("records")
+    assert combined["value"] == pytest.approx(0.06) and np.isnan(combined["lo"]) and combined["seeds"] == 3
+    assert frames.over_seeds(three.assign(value=0.9))["value"].item() == 1
+
+
+def test_a_number_given_twice_is_an_error():
+    frame = made_up()
+    with pytest.raises(ValueError, match="twice"):
+        frames.over_seeds(pd.concat([frame, frame.iloc[:1]]))
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+def pair(a, b, difference=None):
+    """Results of two methods: a and b are (value, lo, hi) of KID, `difference` that of text minus hcn."""
+    base = {"dataset": "chest", "seed": 0, "setting": "test", "group_kind": "overall", "group": "", "note": "",
+            "extractor": "lite0"}  # fmt: skip
+    numbers = [("quality", "text", "KID", a), ("quality", "hcn", "KID", b)]
+    numbers += [("difference", "text", "KID minus hcn", difference)] if difference else []
+    rows = [base | dict(stage=s, method=m, metric=k, value=v[0], lo=v[1], hi=v[2]) for s, m, k, v in numbers]
+    return frames.over_seeds(record.results(rows))
+
+
+NONE = (np.nan, np.nan)
+
+
+@pytest.mark.parametrize(
+    "a, b, difference, word",
+    [
+        ((3, 2, 4), (5, 4, 6), None, "within noise"),  # the intervals touch
+        ((3, 2, 3.9), (5, 4, 6), None, "below"),
+        ((3, 2, 4), (5, 4, 6), (-2, -3, -1), "below"),  # its own interval decides
+        ((3, 2, 3.9), (5, 4, 6), (-2, -5, 1), "within noise"),
+        ((3, 2, 3.9), (5, 4, 6), (-2, *NONE), "below"),  # a difference without interval decides nothing
+        ((3, *NONE), (5, 4, 6), None, "cannot be said"),
+        ((np.nan, *NONE), (5, 4, 6), None, "cannot be said"),
+    ],
+)
+def test_verdicts(a, b, difference, word):
+    results, item = pair(a, b, difference), Item("quality", "KID")
+    assert frames.verdict(results, item, "text", "hcn").word == word
+    other = {"below": "above"}.get(word, word)
+    assert frames.verdict(results, item, "hcn", "text").word == other, "the other way round"
+
+
+def test_equal_points_are_not_apart():
+    assert frames.verdict(pair((3, 3, 3), (3, 3, 3)), Item("quality", "KID"), "text", "hcn").word == "within noise"
+
+
+def test_two_extractors_are_two_numbers():
+    frame = made_up()
+    other = frame[frame["metric"] == "FID"].assign(extractor="inception", value=7.0, lo=6.0, hi=8.0)
+    results = frames.over_seeds(pd.concat([frame, other]))
+    assert Item("quality", "FID").of(results, "text")["value"] == 20.0
+    assert Item("quality", "FID", extractor="inception").of(results, "text")["value"] == 7.0
+    assert Item("quality", "FID", extractor="inception").label(results) == "FID-inception"

@@ -1,0 +1,90 @@
+"""The sentences of report.md fall where the numbers say, and name methods by their titles."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_tables import SCHEMA, made_up
+
+from compdiff import config, frames, record, report
+
+
+@pytest.fixture(scope="module")
+def results():
+    return frames.over_seeds(made_up())
+
+
+def test_gates_fall_either_way(results):
+    found = {(f.gate, f.method, f.about): f.holds for f in report.findings(results, SCHEMA)}
+    assert (
+        found["accuracy", "hcn", "age"] is True and found["accuracy", "hcn", "race"] is False
+    )  # .85 and .6 against .9 x .9
+    assert found["above shuffled", "hcn", "race"] is True
+    by_gate = {f.gate: f for f in report.findings(results, SCHEMA) if f.method == "text"}
+    assert by_gate["KID below untrained"].holds is True and by_gate["told apart from a copy"].holds is True
+    worse = results.copy()
+    worse.loc[(worse["metric"] == "KID") & (worse["method"] == "untrained"), "value"] = 0.001
+    worse.loc[(worse["stage"] == "memorisation"), ["value", "lo", "hi"]] = (0.5, 0.4, 0.6)
+    worse.loc[(worse["metric"] == "accuracy:race") & (worse["method"] == "shuffled"), "value"] = 0.57
+    fallen = {
+        f.gate: f.holds
+        for f in report.findings(worse, SCHEMA)
+        if f.method == "text" and f.about not in ("age", "sex")
+    }
+    assert fallen == dict.fromkeys(report.HEADINGS, False)
+    blind = results.copy()
+    blind.loc[(blind["metric"] == "accuracy:age") & (blind["method"] == "real_test"), ["value", "lo"]] = (0.3, 0.26)
+    assert {f.holds for f in report.findings(blind, SCHEMA) if f.gate == "accuracy" and f.about == "age"} == {
+        None
+    }, "a judge that guesses"
+    missing = {f.holds for f in report.findings(results[results["method"].isin(config.METHODS)], SCHEMA)}
+    assert missing == {None}, "without controls nothing can be said"
+
+
+def test_differences_use_intervals_unless_a_paired_one_exists(results):
+    verdict = lambda r: report.differences(r, SCHEMA).set_index(["metric", "a", "b"])["verdict"]  # noqa: E731
+    assert verdict(results)["FID-lite0", "text", "flat"] == "within noise"  # [18, 22] and [20, 24] touch
+    assert verdict(results)["FID-lite0", "text", "hcn_fairdiffusion"] == "below"  # [18, 22] and [26, 30] do not
+    paired = frames.Item("quality", "FID").of(results, "text") | {
+        "stage": "difference",
+        "metric": "FID minus flat",
+        "value": -2.0,
+        "lo": -3.0,
+        "hi": -1.0,
+    }
+    assert verdict(pd.concat([results, pd.DataFrame([paired])]))["FID-lite0", "text", "flat"] == "below"
+
+
+def test_report_reads_as_text(results):
+    text = report.report(results, SCHEMA, "Chest phantoms", "phantoms", [0])
+    (line,) = [x for x in text.splitlines() if x.startswith("  - race, judge on real test images 0.9 [0.86, 0.94]: ")]
+    assert "**DOES NOT HOLD** for Text baseline 0.6 [0.56, 0.64] (67 %); Flat encoder 0.6" in line
+    assert "| HCN (CompDiff) | holds: age, sex; DOES NOT HOLD: race | holds: age, sex, race | holds | holds |" in text
+    assert len(text.splitlines()) < 80, "one page"
+    assert text.count("n = 1 training seed") == 1 and "nan" not in text
+    keys = "|".join(m for m in config.METHODS if "_" in m)
+    assert not re.search(rf"\b({keys}|real_train|vae)\b", text), "a key instead of a title"
+
+
+def test_seeds_and_holm_are_named():
+    three = made_up((0, 1, 2))
+    text = report.report(frames.over_seeds(three), SCHEMA, "Chest phantoms", "phantoms", [0, 1, 2])
+    assert "n = 3 training seeds" in text and "95 % t-intervals" in text
+    base = made_up().iloc[0].to_dict() | {"stage": "difference", "setting": "1b", "method": "hcn"}
+    base |= {"lo": np.nan, "hi": np.nan}
+    rows = [base | {"metric": "macro AUROC minus 1a", "value": -0.1, "lo": -0.2, "hi": -0.02},
+            base | {"metric": "p (bootstrap, Holm) macro AUROC minus 1a", "value": 0.03},
+            base | {"metric": "p (DeLong, Holm) AUROC:x minus 1a", "value": 0.9}]  # fmt: skip
+    lines = report.downstream_lines(frames.over_seeds(record.results(rows)))
+    assert "- **macro AUROC** of 1 classifiers: 1 below." in lines
+    assert "  - below: 1b HCN (CompDiff) -0.1 [-0.2, -0.02], p = 0.03 (bootstrap, Holm)" in lines
+
+
+def test_published_directions_stand_in_the_report_under_both_readings(results):
+    text = report.report(results, SCHEMA, "Chest phantoms", "phantoms", [0], "chest")
+    section = text[text.index("## Direction of the published comparisons") :]
+    assert section.count("Table 2, FID") == section.count("Table 3, zero-shot FID") == 2
+    assert section.count("Table 1, FID:") == 1 and "no published number" in report.report(
+        results, SCHEMA, "Hearts", "phantoms", [0], "heart"
+    )
