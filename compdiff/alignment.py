@@ -54,7 +54,7 @@ def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray
     for j, label in enumerate(labels):
         y, p = rows[f"y_{label}"].to_numpy(), predicted["labels"][:, j]
         note = fairness.auroc_note(y)
-        value = None if note else stats.percentile_interval(float(stats.auroc(y, p)[0]), stats.auroc(y, p, counts))
+        value = None if note else stats.logit_interval(float(stats.auroc(y, p)[0]), stats.auroc(y, p, counts))
         out.append(result(stage, s.method, ("overall", ""), f"AUROC:{label}", value, len(y), 0, extractor, note))
     return out
 

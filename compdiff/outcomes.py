@@ -140,15 +140,16 @@ def label_rows(curves: Curves, groups: Mapping[Key, np.ndarray], name: Name) -> 
     out = []
     for (key, label), (note, values) in curves.items():
         for metric in ("AUROC",) if " x " in key[0] else (*CURVES, *CALLED):
-            value = None if note else interval_of(values[metric])
+            value = None if note else interval_of(metric, values[metric])
             what = note or ("10 bins of equal width" if metric == "ECE" else "")
             out.append(row(name, key, f"{metric}:{label}", value, int(groups[key].sum()), what))
     return out
 
 
-def interval_of(values: np.ndarray) -> stats.Interval | float:
-    """[1 + R]: the value and its resamples, or the value alone."""
-    return stats.percentile_interval(values[0], values[1:]) if len(values) > 1 else float(values[0])
+def interval_of(metric: str, values: np.ndarray) -> stats.Interval | float:
+    """[1 + R]: the value and its resamples, or the value alone. AUROC and AUPRC on the logit scale, see stats.py."""
+    interval = stats.logit_interval if metric in CURVES else stats.percentile_interval
+    return interval(values[0], values[1:]) if len(values) > 1 else float(values[0])
 
 
 def shared_labels(curves: Curves, kind: str) -> list[str]:
@@ -168,7 +169,7 @@ def macro(curves: Curves, groups: Mapping[Key, np.ndarray], kinds: Sequence[str]
         for key in keys:
             for metric in metrics:
                 mean = np.mean([curves[key, label][1][metric] for label in shared], axis=0) if shared else None
-                value = None if mean is None else interval_of(mean)
+                value = None if mean is None else interval_of(metric, mean)
                 out.append(row(name, key, f"macro {metric}", value, int(groups[key].sum()), note))
     return out
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from compdiff import config, execute, paths, record
+from compdiff import config, execute, paths, record, strategies
 from compdiff.request import VARIABLES, Refused, Request, command, parse
 from compdiff.stages import PROJECT, Project, Step, before, needed, steps
 
@@ -36,12 +36,13 @@ INSIDE = "COMPDIFF_INSIDE_RUN"  # set for the kernels that the door starts
 
 # --- checks before anything runs ------------------------------------------------------------------------------------
 def check_names(project: Project, request: Request) -> None:
-    """Refused for a profile, dataset, method, recipe or stage that does not exist."""
+    """Refused for a profile, dataset, method, recipe, strategy or stage that does not exist."""
     try:
         for dataset in request.datasets:
             project.manifest(dataset)
             for method in ("", *request.methods_of(dataset)):
                 config.settings(request.profile, dataset, method, **request.overrides)
+        strategies.chosen(request.strategies)
         needed(project, request.stages)
     except ValueError as error:
         raise Refused(str(error)) from None

@@ -20,6 +20,7 @@ from compdiff.stages import Project
         (["STEPS=many"], "is not a int"),
         (["PROFILE=huge"], "unknown profile"),
         (["METHODS=hcm"], "unknown method"),
+        (["STRATEGIES=9z"], "unknown strategy"),
         (["STAGES=09"], "unknown stage"),
         (["DATASETS=nowhere"], "unknown dataset"),
         (["SEEDS=a"], "SEEDS=a"),
