@@ -92,8 +92,8 @@ class SampleConfig:
     solver: str = "dpm++"  # dpm++ | ddpm | ddim | base (the base model's own scheduler)
     sample_steps: int = 20
     guidance: float = 2.0
-    balanced_per_cell: int = 10
-    sample_batch: int = 128
+    balanced_per_cell: int = 5
+    sample_batch: int = 64
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def sample(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attrib
     null context is the empty prompt with all-zero demographic tokens.
     """
     model.eval()
+    model.unet.to(memory_format=torch.channels_last)  # a tenth faster; training gains nothing by it
     device = next(model.parameters()).device
     n, side = len(seeds), base.unet.config.sample_size
     generators = [torch.Generator().manual_seed(s) for s in seeds]
