@@ -106,7 +106,8 @@ def readme_block(figures: Path = paths.FIGURES) -> str:
 def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
     """What one dataset's run took, from its notebooks' run.json: stage, runs, steps, images, minutes, peak memory.
 
-    steps: optimiser steps of all its trainings; images: made (01, 05) or seen in training (steps x batch).
+    steps: optimiser steps of all its trainings; images: made (01, 05) or seen in training (steps x batch). A notebook
+    that found its trainings finished counts with the minutes that they took.
     """
     rows = []
     files = sorted(Path(root).glob("notebooks/*.run.json")) + sorted(
@@ -120,10 +121,11 @@ def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
         logs = [base / n for n in run["outputs"] if n.endswith("log.csv") and (base / n).exists()]
         listings = [base / n for n in run["outputs"] if n.endswith("samples.csv") and (base / n).exists()]
         steps = [int(pd.read_csv(f)["step"].max()) for f in logs]
+        trainings = sum((record.read_run(f.parent) or {"minutes": 0})["minutes"] for f in logs)
         batch = run["inputs"].get("setting batch")
         images = sum(len(pd.read_csv(f)) for f in listings) + (sum(steps) * batch if batch else 0)
         rows.append({"stage": file.name.removesuffix(".run.json"), "runs": len(logs) or 1, "steps": sum(steps),
-                     "images": images, "minutes": run["minutes"], "peak MiB": run["peak_memory_mib"],
+                     "images": images, "minutes": max(run["minutes"], trainings), "peak MiB": run["peak_memory_mib"],
                      "cores": run["machine"]["cores"]})  # fmt: skip
     if not rows:
         return pd.DataFrame(columns=["dataset", "stage", "runs", "steps", "images", "minutes", "peak MiB", "cores"])
