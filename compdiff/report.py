@@ -13,6 +13,7 @@ from compdiff.attributes import Schema
 from compdiff.frames import NOT_AVAILABLE, TITLES, Item, known, trained
 from compdiff.rendering import markdown_table, number, said
 
+ALPHA = 0.05  # of a p-value, where a difference has no interval
 SHARE_OF_JUDGE = 0.9  # of the judge's own real-test score that a trained method must reach
 WITH_NUMBERS = (("quality", "FID"), ("quality", "KID"), ("alignment", "accuracy"))  # told pair by pair
 
@@ -123,14 +124,19 @@ def gate_lines(found: Sequence[Finding]) -> list[str]:
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
-def p_value(results: pd.DataFrame, metric: str, methods: Sequence[str], setting: str = "test") -> str:
-    """", p = 0.012 (bootstrap, Holm)" of one difference ("KID minus flat"), "" where none was computed."""
+def p_row(results: pd.DataFrame, metric: str, methods: Sequence[str], setting: str) -> pd.Series | None:
+    """The p-value's row of one difference ("KID minus flat"), None where none was computed."""
     here = results[(results["stage"] == "difference") & results["method"].isin(methods) & results["value"].notna()
                    & (results["setting"] == setting) & (results["group"] == "")]  # fmt: skip
     here = here[frames.is_p_value(here["metric"]) & here["metric"].str.endswith(f") {metric}")]
-    if here.empty:
+    return None if here.empty else here.iloc[0]
+
+
+def p_value(results: pd.DataFrame, metric: str, methods: Sequence[str], setting: str = "test") -> str:
+    """", p = 0.012 (bootstrap, Holm)" of one difference, "" where none was computed."""
+    row = p_row(results, metric, methods, setting)
+    if row is None:
         return ""
-    row = here.iloc[0]
     text = "< 0.001" if row["value"] < 0.001 else f"= {number(row['value'])}"
     return f", p {text} {row['metric'].removeprefix('p ').removesuffix(metric).strip()}"
 
@@ -169,6 +175,14 @@ def difference_lines(table: pd.DataFrame) -> list[str]:
     return [*lines, ""]
 
 
+def word_against_real(results: pd.DataFrame, row: dict) -> str:
+    """"above", "below", "within noise" or "cannot be said": by the difference's interval, else by its p-value."""
+    p = None if frames.has_interval(row) else p_row(results, row["metric"], [row["method"]], row["setting"])
+    if p is None:
+        return frames.word_of(row)
+    return "within noise" if p["value"] >= ALPHA else "above" if row["value"] > 0 else "below"
+
+
 def downstream_lines(results: pd.DataFrame) -> list[str]:
     """Every classifier against the one trained on real images only (strategy 1a), by paired differences."""
     here = results[(results["stage"] == "difference") & results["metric"].str.endswith(" minus 1a")]
@@ -178,7 +192,7 @@ def downstream_lines(results: pd.DataFrame) -> list[str]:
         told: dict[str, list[str]] = {"above": [], "below": [], "within noise": [], "cannot be said": []}
         for row in part.to_dict("records"):
             text = f"{row['setting']} {TITLES.get(row['method'], row['method'])} {said(row)}"
-            told[frames.word_of(row)].append(text + p_value(results, metric, [row["method"]], row["setting"]))
+            told[word_against_real(results, row)].append(text + p_value(results, metric, [row["method"]], row["setting"]))
         name = metric.removesuffix(" minus 1a") + ("" if kind == "overall" else f" by {kind}")
         counts = "; ".join(f"{len(texts)} {word}" for word, texts in told.items() if texts)
         lines.append(f"- **{name}** of {len(part)} classifiers: {counts}.")

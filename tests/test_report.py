@@ -75,9 +75,14 @@ def test_seeds_and_holm_are_named():
     base |= {"lo": np.nan, "hi": np.nan}
     rows = [base | {"metric": "macro AUROC minus 1a", "value": -0.1, "lo": -0.2, "hi": -0.02},
             base | {"metric": "p (bootstrap, Holm) macro AUROC minus 1a", "value": 0.03},
-            base | {"metric": "p (DeLong, Holm) AUROC:x minus 1a", "value": 0.9}]  # fmt: skip
+            base | {"metric": "p (DeLong, Holm) AUROC:x minus 1a", "value": 0.9},
+            *(base | {"metric": f"AUPRC:{x} minus 1a", "value": 0.2} for x in "xyz"),
+            *(base | {"metric": f"p (permutation, Holm) AUPRC:{x} minus 1a", "value": p}
+              for x, p in (("x", 0.049), ("y", 0.051)))]  # fmt: skip
     lines = report.downstream_lines(frames.over_seeds(record.results(rows)))
     assert "- **macro AUROC** of 1 classifiers: 1 below." in lines
+    assert [f"- **AUPRC:{x}** of 1 classifiers: 1 {word}." in lines for x, word in
+            (("x", "above"), ("y", "within noise"), ("z", "cannot be said"))] == [True] * 3  # fmt: skip
     assert "  - below: 1b HCN (CompDiff) -0.1 [-0.2, -0.02], p = 0.03 (bootstrap, Holm)" in lines
 
 
