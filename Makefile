@@ -48,6 +48,7 @@ base: $(READY) ## train the tiny base model anew (compdiff/tiny_base)
 
 bench: $(READY) ## time the steps of a run
 	@$(PY) benchmarks/bench.py
+	@$(PY) benchmarks/bench_metrics.py
 
 clean: ## remove runs/smoke and caches; says what it leaves
 	@if command -v $(PY) >/dev/null 2>&1; then $(PY) -m compdiff.run clean $(MAKEOVERRIDES); \
