@@ -14,7 +14,7 @@ else
   READY := $(VENV)/.compdiff-ready
 endif
 
-.PHONY: help paper smoke plan test notebooks lab base bench clean
+.PHONY: help paper smoke plan skeleton test notebooks lab base bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ smoke: $(READY) ## all notebooks at the smallest size, into runs/smoke
 
 plan: $(READY) ## what `make paper` would run, and why
 	@$(PY) -m compdiff.run plan $(MAKEOVERRIDES)
+
+skeleton: $(READY) ## drawn images in a real dataset's layout, to rehearse: DATASETS=mimic DATA_ROOT=<folder>
+	@$(PY) -m compdiff.run skeleton $(MAKEOVERRIDES)
 
 test: $(READY) ## all tests, and every notebook checked cell by cell
 	@RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && \

@@ -39,6 +39,7 @@ AGE = Attribute("age", AGE_BINS)
 SEX = Attribute("sex", ("Male", "Female"))
 RACE = Attribute("race", ("White", "Black", "Asian", "Hispanic"))
 RACE_FUNDUS = Attribute("race", ("White", "Black", "Asian"))  # FairGenMed: ethnicity is a separate column
+ETHNICITY = Attribute("ethnicity", ("Non-Hispanic", "Hispanic"))  # FairGenMed
 VIEW = Attribute("view", ("PA", "AP"))
 
 
@@ -110,6 +111,7 @@ class Schema:
 SCHEMAS = {
     "chest": Schema((AGE, SEX, RACE)),
     "fundus": Schema((AGE, SEX, RACE_FUNDUS)),
+    "fundus_ethnicity": Schema((AGE, SEX, RACE_FUNDUS, ETHNICITY)),
     "nih": Schema((AGE, SEX, VIEW)),
 }
 

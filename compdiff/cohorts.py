@@ -1,22 +1,22 @@
-"""One adapter per source layout: manifest + settings -> `Cohort`, a stream of (row, image), validated before it starts.
+"""Manifest + settings -> `Cohort`: the tasks that make its (row, image) pairs, validated before the first is made.
 
 A row is one line of samples.csv: id, patient, split, held_out, cell, age_years, the attributes' category names,
-findings, y_<label>, and for phantoms true_<parameter>. A new layout is a function in ADAPTERS and its keys in
-`manifests`.
+findings, y_<label>, and for phantoms true_<parameter>. Phantoms are drawn here; real data comes from `adapters`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from compdiff import phantoms
+from compdiff import adapters, phantoms
 from compdiff.config import DataConfig
 from compdiff.manifests import Manifest
-from compdiff.nih import read_nih
+from compdiff.parts import Task
 from compdiff.problems import DataError, ManifestError
 
 Sample = tuple[dict, np.ndarray]  # row, uint8 [size, size]
@@ -24,15 +24,28 @@ Sample = tuple[dict, np.ndarray]  # row, uint8 [size, size]
 
 @dataclass(frozen=True)
 class Cohort:
-    """What an adapter hands over. The stream is grouped by split and deterministic."""
+    """What is to be written. The tasks are grouped by split and deterministic."""
 
-    samples: Iterator[Sample]
+    tasks: list[Task]
     settings: dict  # the settings that this layout depends on
     excluded: list[dict] = field(default_factory=list)  # {id, reason}
     source: dict = field(default_factory=dict)  # sha256 of the source's text files
 
+    @property
+    def samples(self) -> Iterator[Sample]:
+        """All (row, image) pairs, one after the other."""
+        return (task.make() for task in self.tasks)
 
-def phantom_cohort(manifest: Manifest, config: DataConfig, data_root: str = "") -> Cohort:
+
+def cohort(manifest: Manifest, config: DataConfig, data_root: str, salt: Callable[[], bytes]) -> Cohort:
+    """The manifest's cohort. salt: gives the key of the new names where the data is credentialed (see `adapters`)."""
+    if manifest.layout == "phantom":
+        return phantom_cohort(manifest, config)
+    tasks, excluded, source = adapters.read(manifest, config.size, config.data_seed, data_root, salt)
+    return Cohort(tasks, {"size": config.size, "data_seed": config.data_seed}, excluded, source)
+
+
+def phantom_cohort(manifest: Manifest, config: DataConfig) -> Cohort:
     """train and val from the joint distribution without held-out cells, test with `test_per_cell` of every cell."""
     if config.train_n < 1 or config.val_n < 1 or config.test_per_cell < 1:
         raise DataError(manifest.title, ["train_n, val_n, test_per_cell: below 1 -> ask for at least one image each"])
@@ -47,9 +60,13 @@ def phantom_cohort(manifest: Manifest, config: DataConfig, data_root: str = "") 
         "val": draw_cells(manifest, config.val_n, config.data_seed, "val"),
         "test": [cell for cell in manifest.schema.cells() for _ in range(config.test_per_cell)],
     }
-    samples = (sample for split, cells in plan.items() for sample in draw_phantoms(manifest, config, split, cells))
+    tasks = [
+        Task(split, [n, cell], partial(draw_phantom, manifest, config, split, n, cell))
+        for split, cells in plan.items()
+        for n, cell in enumerate(cells)
+    ]
     names = ("size", "train_n", "val_n", "test_per_cell", "interaction", "data_seed")
-    return Cohort(samples, {name: getattr(config, name) for name in names})
+    return Cohort(tasks, {name: getattr(config, name) for name in names})
 
 
 def draw_cells(manifest: Manifest, n: int, seed: int, split: str) -> list[tuple[int, ...]]:
@@ -68,27 +85,21 @@ def draw_cells(manifest: Manifest, n: int, seed: int, split: str) -> list[tuple[
 
 
 def draw_phantoms(manifest: Manifest, config: DataConfig, split: str, cells: list[tuple[int, ...]]) -> Iterator[Sample]:
-    """One phantom patient with one image per entry of `cells`; patient ids are unique to (dataset, split, position)."""
-    index = {cell: i for i, cell in enumerate(manifest.schema.cells())}
+    """One phantom patient with one image per entry of `cells`."""
+    return (draw_phantom(manifest, config, split, n, cell) for n, cell in enumerate(cells))
+
+
+def draw_phantom(manifest: Manifest, config: DataConfig, split: str, n: int, cell: tuple[int, ...]) -> Sample:
+    """The phantom patient number `n` of a split; patient ids are unique to (dataset, split, n)."""
     values = phantoms.LABELS[manifest.modality]
-    for n, cell in enumerate(cells):
-        patient = f"{manifest.name}-{split}-{n:06d}"
-        who = manifest.schema.decode(cell)
-        drawn = phantoms.draw(
-            manifest.modality, patient, who, seed=config.data_seed, size=config.size, interaction=config.interaction
-        )
-        labels = {label: values[label].index(drawn.labels[label]) for label in manifest.labels}
-        row = {"id": f"{patient}-0", "patient": patient, "split": split}
-        row |= {"held_out": int(cell in manifest.held_out), "cell": index[cell]}
-        row |= {"age_years": int(drawn.age_years), **who, "findings": manifest.describe(labels)}
-        row |= {f"y_{label}": value for label, value in labels.items()}
-        yield row | {f"true_{name}": round(value, 6) for name, value in drawn.truth.items()}, drawn.image
-
-
-def nih_cohort(manifest: Manifest, config: DataConfig, data_root: str) -> Cohort:
-    """The official NIH layout below `data_root`; see `compdiff.nih`."""
-    samples, excluded, source = read_nih(manifest, config.size, config.data_seed, data_root)
-    return Cohort(samples, {"size": config.size, "data_seed": config.data_seed}, excluded, source)
-
-
-ADAPTERS: Mapping[str, Callable[[Manifest, DataConfig, str], Cohort]] = {"phantom": phantom_cohort, "nih": nih_cohort}
+    patient = f"{manifest.name}-{split}-{n:06d}"
+    who = manifest.schema.decode(cell)
+    drawn = phantoms.draw(
+        manifest.modality, patient, who, seed=config.data_seed, size=config.size, interaction=config.interaction
+    )
+    labels = {label: values[label].index(drawn.labels[label]) for label in manifest.labels}
+    row = {"id": f"{patient}-0", "patient": patient, "split": split}
+    row |= {"held_out": int(cell in manifest.held_out), "cell": manifest.schema.cells().index(cell)}
+    row |= {"age_years": int(drawn.age_years), **who, "findings": manifest.describe(labels)}
+    row |= {f"y_{label}": value for label, value in labels.items()}
+    return row | {f"true_{name}": round(value, 6) for name, value in drawn.truth.items()}, drawn.image

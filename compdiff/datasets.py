@@ -1,7 +1,8 @@
 """01. Prepare a dataset once (`prepare`), read it everywhere (`load` -> `Data`).
 
 A prepared folder holds samples.csv (one row per image), shards/, index.json (counts and sha256 of everything) and a
-copy of its manifest. It is built aside and moved into place when complete, under a lock: whole or absent.
+copy of its manifest; of real data also rejects.csv (images left out, with the reason) and datasheet.md. It is built
+aside and moved into place when complete, under a lock: whole or absent.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import contextlib
 import fcntl
 import glob
 import hashlib
+import importlib.metadata
 import json
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,22 +24,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from compdiff import attributes, record, shards
+from compdiff import attributes, datasheet, parts, record, shards, sources
 from compdiff.attributes import Schema
-from compdiff.cohorts import ADAPTERS, Cohort
+from compdiff.cohorts import Cohort, cohort
 from compdiff.config import ALL, DataConfig
 from compdiff.manifests import Manifest, load_manifest, parse_manifest
 from compdiff.problems import DataError
 
 FORMAT = 1  # of index.json
 SPLITS = ("train", "val", "test", "zero_shot")
+MIN_SALT = 16  # characters
 
 
-def prepare(manifest: str | Path, out: Path, config: DataConfig, data_root: str = "") -> dict:
+def prepare(
+    manifest: str | Path, out: Path, config: DataConfig, data_root: str = "", salt: str = "", workers: int = 0
+) -> dict:
     """Build the folder `out` from a manifest's name or path; returns its index. Same inputs, same bytes.
 
-    data_root: folder of real data, absolute or relative to the repository's root.
-
+    data_root: folder of real data, absolute or relative to the repository's root. salt: key of the new names of
+    credentialed data; "" = the one of the file `.<name>.salt` beside `out`, made at random where there is none (see
+    `adapters`). workers: threads, 0 = one per core; they change no byte. Killed, the next call goes on.
     ManifestError, DataError: one report of all problems, and `out` stays as it was.
     """
     declared = load_manifest(manifest)
@@ -45,18 +51,40 @@ def prepare(manifest: str | Path, out: Path, config: DataConfig, data_root: str 
     if out.exists() and not (out / "index.json").is_file() and (out.is_file() or any(out.iterdir())):
         problem = f"{out}: is there and is no prepared data folder -> remove it or name another folder"
         raise DataError(declared.title, [problem])
-    cohort = ADAPTERS[declared.layout](declared, config, data_root)
+    if 0 < len(salt) < MIN_SALT:
+        problem = f"salt: shorter than {MIN_SALT} characters -> take random ones, and keep them"
+        raise DataError(declared.title, [problem])
+    wanted = cohort(declared, config, data_root, lambda: salt.encode() or _salt(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(out):
+        aside = out.parent / f".{out.name}.new"
         for stale in out.parent.glob(f".{glob.escape(out.name)}.new-*"):
-            shutil.rmtree(stale)  # of a killed process: the lock is ours, so nobody writes there
-        aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.new-"))
+            shutil.rmtree(stale)  # the lock is ours, so nobody writes there
         try:
-            index = _build(declared, cohort, config.size, aside)
+            aside.mkdir(exist_ok=True)
+            index = _build(declared, wanted, config.size, aside, workers)
             _swap(aside, out, index)
+        except DataError:
+            shutil.rmtree(aside)
+            raise
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists() and not parts.finished(aside):  # else what is finished serves the next call
+                shutil.rmtree(aside)
     return index
+
+
+def _salt(out: Path) -> bytes:
+    """The secret beside `out`, readable by its owner alone; made on first use. Two processes get the same."""
+    path = out.parent / f".{out.name}.salt"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}-{os.getpid()}")
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_bytes()
 
 
 @contextlib.contextmanager
@@ -77,9 +105,9 @@ def _swap(aside: Path, out: Path, index: dict) -> None:
         return
     os.chmod(aside, 0o755)
     if out.exists():
-        os.replace(out, aside.with_name(aside.name + ".old"))
+        os.replace(out, aside.with_name(aside.name + "-old"))
     os.replace(aside, out)
-    shutil.rmtree(aside.with_name(aside.name + ".old"), ignore_errors=True)
+    shutil.rmtree(aside.with_name(aside.name + "-old"), ignore_errors=True)
 
 
 def _same(folder: Path, index: dict) -> bool:
@@ -93,16 +121,14 @@ def _same(folder: Path, index: dict) -> bool:
         return False
 
 
-def _build(manifest: Manifest, cohort: Cohort, size: int, folder: Path) -> dict:
-    """Stream the cohort into shards, then samples.csv, the manifest's copy and, last, index.json."""
-    rows: list[dict] = []
-
-    def keep() -> Iterator[tuple[dict, np.ndarray]]:
-        for row, image in cohort.samples:
-            rows.append(row)
-            yield row, image
-
-    entries = shards.write(folder / "shards", keep())
+def _build(manifest: Manifest, wanted: Cohort, size: int, folder: Path, workers: int) -> dict:
+    """Make the shards, then samples.csv, the manifest's copy and, last, index.json."""
+    code = sources.closure({"compdiff.cohorts", "compdiff.shards"}, Path(__file__).parent)
+    packages = {name: importlib.metadata.version(name) for name in ("numpy", "pillow", "scipy")}
+    common = [manifest.sha256, wanted.settings, code, packages]
+    rows, entries, rejects = parts.write(folder, wanted.tasks, size, common, workers)
+    excluded = sorted(wanted.excluded + rejects, key=lambda entry: entry["id"])
+    parts.clear_notes(folder, entries)
     table = pd.DataFrame(rows)
     assert table["id"].is_unique, "two images got one id"
     record.write_text(folder / "samples.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -117,18 +143,22 @@ def _build(manifest: Manifest, cohort: Cohort, size: int, folder: Path) -> dict:
         "layout": manifest.layout,
         "schema": {a.name: list(a.categories) for a in manifest.schema.attributes},
         "size": size,
-        "settings": cohort.settings,
+        "settings": wanted.settings,
         "images": {s: int((table["split"] == s).sum()) for s in splits},
         "patients": {s: int(table["patient"][table["split"] == s].nunique()) for s in splits},
         "cells": {s: dict(zip(names, counts, strict=True)) for s, counts in cells.items()},
         "held_out": [manifest.schema.cell_name(c) for c in manifest.held_out],
-        "excluded": cohort.excluded,
-        "source_sha256": cohort.source,
+        "excluded": excluded,
+        "source_sha256": wanted.source,
         "manifest_sha256": manifest.sha256,
         "samples_sha256": record.sha256_file(folder / "samples.csv"),
         "shards": entries,
     }
     index["sha256"] = record.sha256_json(index)
+    if manifest.access != "generated":
+        text = pd.DataFrame(excluded, columns=["id", "reason"]).to_csv(index=False, lineterminator="\n")
+        record.write_text(folder / "rejects.csv", text)
+        record.write_text(folder / "datasheet.md", datasheet.text(manifest, index, table))
     record.write_json(folder / "index.json", index)
     return index
 
@@ -214,13 +244,20 @@ class Data:
             entries = [entry for entry in self.index["shards"] if entry["split"] == split]
             if sum(entry["n"] for entry in entries) != len(ids):
                 raise shards.ShardError(f"{self.folder}: samples.csv and the shards of {split} differ in number")
-            samples = (sample for entry in entries for sample in shards.read(self.folder, entry, self.size))
-            for n, (wanted, (row, image)) in enumerate(zip(ids, samples, strict=True)):
+            for n, (wanted, (row, image)) in enumerate(zip(ids, self.stream(split), strict=True)):
                 if row["id"] != wanted:
                     raise shards.ShardError(f"{self.folder}: the shards of {split} are not in the order of samples.csv")
                 out[n] = image
             self._cache[split] = out
         return self._cache[split]
+
+    def stream(self, split: str, skipped: list[str] | None = None) -> Iterator[tuple[dict, np.ndarray]]:
+        """(row, image uint8 [S, S]) pairs of one split, one shard in memory at a time.
+
+        A bad shard raises ShardError; where a list `skipped` is given it is left out, named there and on stderr.
+        """
+        entries = [entry for entry in self.index["shards"] if entry["split"] == split]
+        return shards.read_all(self.folder, entries, self.size, skipped)
 
     def attributes(self, rows: pd.DataFrame | None = None) -> np.ndarray:
         """Category indices, int64 [n, K] in schema order. ValueError for an unknown or missing category."""

@@ -16,28 +16,35 @@ from typing import Any
 
 import yaml
 
-from compdiff import paths, record
-from compdiff.attributes import AGE_THRESHOLDS, FIELD_ATTRIBUTE, SCHEMAS, Schema
+from compdiff import columns, paths, record
+from compdiff.attributes import FIELD_ATTRIBUTE, SCHEMAS, Schema
+from compdiff.columns import Column
 from compdiff.problems import ManifestError, Problems
 
 COMMON_KEYS = (
     "title", "source", "licence", "access", "citation", "layout", "modality", "schema", "labels", "findings", "prompts",
     "split", "held_out", "checksum",
 )  # fmt: skip
-LAYOUT_KEYS = {"phantom": ("joint",), "nih": ("files", "columns", "age_errors")}
+ERROR_KEYS = ("age_errors", "category_errors", "image_errors")
+TREE_KEYS = ("files", "columns", "label_columns", "cost", *ERROR_KEYS)
+LAYOUT_KEYS = {
+    "phantom": ("joint",),
+    "nih": ("files", "columns", "age_errors"),
+    "mimic": TREE_KEYS,
+    "fairgenmed": (*TREE_KEYS, "npz"),
+    "chexpert": TREE_KEYS,
+    "folder": TREE_KEYS,
+}
 ACCESS = ("generated", "open", "credentialed")
-SPLIT_KEYS = {"phantom": {"rule": "generated"}, "nih": {"rule": "official_lists", "val_share": float}}
-COLUMN_KEYS = {"header", "values", "bins", "separator", "per_patient"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """Where a source's table holds something: accepted headers, and what its texts mean."""
-
-    header: tuple[str, ...]  # exactly one of them must be in the table
-    values: Mapping[str, str]  # text in the table -> category; empty where the text is used as it is
-    separator: str  # between several values in one field; "" = one value
-    per_patient: bool  # the same in all rows of a patient
+SPLIT_RULES = {  # layout -> its rules; a rule -> the shares of patients that it needs
+    "phantom": ("generated",),
+    "nih": ("official_lists",),
+    "mimic": ("column",),
+    "fairgenmed": ("column",),
+    "chexpert": ("external",),  # everything is test
+    "folder": ("column", "by_patient", "external"),
+}
+SHARES = {"official_lists": {"val_share"}, "by_patient": {"val_share", "test_share"}}
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Manifest:
     licence: str
     access: str  # generated | open | credentialed
     citation: str
-    layout: str  # phantom | nih
+    layout: str  # phantom | nih | mimic | fairgenmed | chexpert | folder
     modality: str  # chest | fundus
     schema: Schema
     labels: Mapping[str, tuple[str, ...]]  # label -> phrase of each of its values
@@ -61,7 +68,12 @@ class Manifest:
     joint: Mapping[tuple[int, ...], float]  # phantoms: cell -> share, sum 1
     files: Mapping[str, Any]  # real data: table, lists, image folders, relative to DATA_ROOT
     columns: Mapping[str, Column]  # real data
-    age_errors: str  # real data: report | exclude
+    label_columns: Mapping[str, Column | str]  # real data with a column per label: its texts, or the rule others_zero
+    npz: Mapping[str, tuple[str, Mapping[int, str]]]  # FairGenMed: numbers in the NPZ, by name
+    age_errors: str  # real data, an age outside 0-120: report | exclude
+    category_errors: str  # a row without age or label, or in none of the categories: report | exclude
+    image_errors: str  # a missing or unreadable image: report | exclude
+    cost: str  # real data: hours and disk, in words
     checksum: str
     text: str  # the YAML itself
     sha256: str  # of its content; comments do not count
@@ -127,9 +139,13 @@ def parse_manifest(text: str, name: str, file: str) -> Manifest:
         "split": _split(raw["split"], raw["layout"], problems),
         "held_out": _held_out(raw["held_out"], schema, problems),
         "joint": _joint(raw["joint"], schema, problems) if "joint" in raw else {},
-        "files": _files(raw["files"], problems) if "files" in raw else {},
-        "columns": _columns(raw["columns"], schema, problems) if "columns" in raw else {},
+        "files": columns.parse_files(raw["files"], raw["layout"], problems) if "files" in raw else {},
+        "columns": columns.parse_columns(raw["columns"], raw["layout"], schema, problems) if "columns" in raw else {},
+        "npz": columns.parse_codes(raw["npz"], schema, problems) if "npz" in raw else {},
     }
+    found = columns.parse_labels(raw["label_columns"], parts["labels"], problems) if "label_columns" in raw else {}
+    if parts["split"].get("rule") == "column" and "split" not in parts["columns"]:
+        problems.add("key columns", "has no split, which the rule `column` reads", "add it, or use another rule")
     problems.check()
     texts = {
         k: str(raw[k]) for k in ("title", "source", "licence", "access", "citation", "layout", "modality", "checksum")
@@ -138,7 +154,9 @@ def parse_manifest(text: str, name: str, file: str) -> Manifest:
         name=name,
         **texts,
         **parts,
-        age_errors=raw.get("age_errors", "report"),
+        label_columns=found,
+        **{key: raw.get(key, "report") for key in ERROR_KEYS},
+        cost=str(raw.get("cost", "")),
         text=text,
         sha256=record.sha256_json(raw),
     )
@@ -157,7 +175,7 @@ def _check_keys(raw: dict, problems: Problems) -> None:
         "modality": ("chest", "fundus"),
         "checksum": ("sha256",),
         "access": ACCESS,
-        "age_errors": ("report", "exclude"),
+        **dict.fromkeys(ERROR_KEYS, ("report", "exclude")),
     }
     for key, allowed in choices.items():
         if key in raw and raw[key] not in tuple(allowed):
@@ -220,15 +238,16 @@ def _prompts(raw: object, schema: Schema, problems: Problems) -> tuple[str, ...]
 
 
 def _split(raw: object, layout: str, problems: Problems) -> dict[str, Any]:
-    wanted = SPLIT_KEYS[layout]
-    if not isinstance(raw, dict) or set(raw) != set(wanted) or raw["rule"] != wanted["rule"]:
-        problems.add(
-            "key split", "does not fit the layout", f"give exactly {', '.join(wanted)} with rule: {wanted['rule']}"
-        )
+    rules = SPLIT_RULES[layout]
+    rule = raw.get("rule") if isinstance(raw, dict) else None
+    wanted = {"rule", *SHARES.get(rule, ())} if isinstance(rule, str) else set()
+    if rule not in rules or set(raw) != wanted:
+        each = " or ".join(", ".join([f"rule: {name}", *sorted(SHARES.get(name, ()))]) for name in rules)
+        problems.add("key split", "does not fit the layout", f"give exactly {each}")
         return {}
-    share = raw.get("val_share", 0.1)
-    if not (isinstance(share, float) and 0 < share < 1):
-        problems.add("key split: val_share", f"{share!r} is not between 0 and 1", "0.12 is usual")
+    for name in wanted - {"rule"}:
+        if not (isinstance(raw[name], float) and 0 < raw[name] < 1):
+            problems.add(f"key split: {name}", f"{raw[name]!r} is not between 0 and 1", "0.12 is usual")
     return raw
 
 
@@ -279,49 +298,3 @@ def _walk(node: object, schema: Schema, cell: tuple[int, ...], shares: dict, pro
                 _walk(child, schema, (*cell, attribute.index(name)), shares, problems)
             else:
                 problems.add(where, f"unknown {attribute.name} {name!r}", f"use: {', '.join(attribute.categories)}")
-
-
-def _files(raw: object, problems: Problems) -> dict[str, Any]:
-    wanted = {"table", "train_val", "test", "images"}
-    if not isinstance(raw, dict) or set(raw) != wanted or not isinstance(raw["images"], list):
-        problems.add(
-            "key files",
-            "does not fit the layout",
-            f"give exactly {', '.join(sorted(wanted))}; images is a list of folders",
-        )
-        return {}
-    for name in [raw["table"], raw["train_val"], raw["test"], *raw["images"]]:
-        if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            problems.add("key files", f"{name!r} is not a path below the data folder", "give it relative, without ..")
-    return raw
-
-
-def _columns(raw: object, schema: Schema, problems: Problems) -> dict[str, Column]:
-    wanted = {"image", "patient", "labels", *schema.names}
-    if not isinstance(raw, dict) or set(raw) != wanted:
-        problems.add("key columns", "does not fit the schema", f"give exactly: {', '.join(sorted(wanted))}")
-        return {}
-    columns = {}
-    for name, entry in raw.items():
-        where = f"key columns: {name}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("header"), list) or set(entry) - COLUMN_KEYS:
-            problems.add(where, "is not a mapping with a list of headers", f"keys: {', '.join(sorted(COLUMN_KEYS))}")
-            continue
-        values = entry.get("values", {})
-        known = isinstance(values, dict) and all(isinstance(k, str) and isinstance(v, str) for k, v in values.items())
-        if name == "age" and entry.get("bins") != list(AGE_THRESHOLDS):
-            remedy = f"write {list(AGE_THRESHOLDS)}; they live in compdiff.attributes"
-            problems.add(where, f"bins {entry.get('bins')} are not the project's", remedy)
-        if name in schema.names and name != "age":
-            known = known and bool(values) and set(values.values()) <= set(schema[name].categories)
-        if not known:
-            expected = schema[name].categories if name in schema.names else ["texts"]
-            problems.add(where, "values are not known categories", f"map texts of the table to: {', '.join(expected)}")
-            continue
-        columns[name] = Column(
-            header=tuple(map(str, entry["header"])),
-            values=dict(values),
-            separator=str(entry.get("separator", "")),
-            per_patient=bool(entry.get("per_patient", False)),
-        )
-    return columns

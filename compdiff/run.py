@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from compdiff import config, execute, paths, record, strategies
+from compdiff import config, execute, paths, record, skeleton, strategies
 from compdiff.request import VARIABLES, Refused, Request, command, parse
 from compdiff.stages import PROJECT, Project, Step, before, needed, steps
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "smoke": "the same at the smallest size (PROFILE=smoke)",
     "plan": "print what `paper` would run, and why",
     "clean": "remove the smoke run and caches; results stay",
+    "skeleton": "write drawn images in a real dataset's layout (DATASETS=mimic) into DATA_ROOT, to rehearse",
 }
 READABLE = "(papermill reads `name: type = value  # comment`, without a further = sign in the line)"
 INSIDE = "COMPDIFF_INSIDE_RUN"  # set for the kernels that the door starts
@@ -56,6 +57,7 @@ def check(project: Project, request: Request, todo: Sequence[Step]) -> None:
         if manifest.get("access") == "generated":
             continue
         where = f"{manifest.get('title', dataset)}: {manifest.get('access', '')}; source: {manifest.get('source', '')}"
+        where += f"; it will cost: {manifest['cost']}" if "cost" in manifest else ""
         if not request.data_root:
             problems.append(f"{dataset} needs DATA_ROOT=<folder of its files>. {where}")
         elif not Path(request.data_root).expanduser().is_dir():
@@ -215,6 +217,16 @@ def clean(project: Project, request: Request) -> None:
     print(f"removed {os.path.relpath(runs / 'smoke')} and caches; left alone: {', '.join(left)}")
 
 
+def write_skeleton(project: Project, request: Request) -> None:
+    if len(request.datasets) != 1 or not request.data_root:
+        raise Refused("name one dataset and an empty folder: skeleton DATASETS=mimic DATA_ROOT=<folder>")
+    try:
+        root = skeleton.write(str(project.manifests / f"{request.datasets[0]}.yaml"), Path(request.data_root))
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    print(f"phantoms in the layout of {request.datasets[0]}, see README.txt: {root}")
+
+
 def usage() -> str:
     lines = ["python -m compdiff.run COMMAND [NAME=value ...]", ""]
     lines += [f"  {name:12s} {text}" for name, text in COMMANDS.items()]
@@ -235,7 +247,7 @@ def main(words: Sequence[str], project: Project = PROJECT) -> int:
             raise Refused(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
         request = parse(rest, profile="smoke" if name == "smoke" else "demo")
         check_names(project, request)
-        {"plan": print_plan, "clean": clean}.get(name, run)(project, request)
+        {"plan": print_plan, "clean": clean, "skeleton": write_skeleton}.get(name, run)(project, request)
     except Refused as error:
         print(f"compdiff: {error}", file=sys.stderr)
         return 2

@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from PIL import Image
 from compdiff import paths, record
 
 PER_SHARD = 2_000  # images
+MAX_SHARD = 256 * 2**20  # bytes
+ROW_BYTES = 4096  # of a sample besides its pixels: the row, headers, padding
 MEMBER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,80})\.(png|json)")
 MAX_MEMBER = 64 * 2**20  # bytes
 
@@ -35,34 +37,20 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write(folder: Path, samples: Iterable[tuple[dict, np.ndarray]], per_shard: int = PER_SHARD) -> list[dict]:
-    """Stream (row, image uint8 [S, S]) pairs, grouped by row["split"], into `<folder>/<split>-000000.tar` ...
+def per_shard(size: int) -> int:
+    """Images in one shard: at most PER_SHARD, and at most about MAX_SHARD bytes even where PNG saves nothing."""
+    return max(1, min(PER_SHARD, MAX_SHARD // (size * size + ROW_BYTES)))
 
-    Returns the index entries [{file, split, n, sha256}], files relative to the folder's parent.
-    """
+
+def write(file: Path, samples: Iterable[tuple[dict, bytes]]) -> None:
+    """(row, PNG file) pairs -> one tar. `file` stands only when it is complete."""
     import webdataset  # here, because it imports torch, which readers of a dataset may do without
 
-    folder.mkdir(parents=True, exist_ok=True)
-    entries: list[dict] = []
-    for split, group in groupby(samples, key=lambda sample: sample[0]["split"]):
-        if any(entry["split"] == split for entry in entries):
-            raise ValueError(f"split {split!r} comes in two pieces")
-        pattern = str(folder).replace("%", "%%") + f"/{split}-%06d.tar"
-        counts: list[int] = []
-        options = dict(encoder=False, mtime=0, user="compdiff", group="compdiff", mode=0o644, verbose=0)
-        with webdataset.ShardWriter(pattern, maxcount=per_shard, **options) as writer:
-            for n, (row, image) in enumerate(group):
-                if n % per_shard == 0:
-                    counts.append(0)
-                text = json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False)
-                writer.write({"__key__": row["id"], "png": encode_png(image), "json": text.encode()})
-                counts[-1] += 1
-        for k, n in enumerate(counts):
-            file = folder / f"{split}-{k:06d}.tar"
-            entries.append(
-                {"file": f"{folder.name}/{file.name}", "split": split, "n": n, "sha256": record.sha256_file(file)}
-            )
-    return entries
+    options = dict(encoder=False, mtime=0, user="compdiff", group="compdiff", mode=0o644)
+    with record.atomic(file) as temporary, webdataset.TarWriter(str(temporary), **options) as writer:
+        for row, png in samples:
+            text = json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            writer.write({"__key__": row["id"], "png": png, "json": text.encode()})
 
 
 def read(folder: Path, entry: dict, size: int) -> Iterator[tuple[dict, np.ndarray]]:
@@ -81,6 +69,23 @@ def read(folder: Path, entry: dict, size: int) -> Iterator[tuple[dict, np.ndarra
         n += 1
     if n != entry["n"]:
         raise ShardError(f"{path}: holds {n} samples, index.json says {entry['n']}; run 01_data_prep again")
+
+
+def read_all(
+    folder: Path, entries: Iterable[dict], size: int, skipped: list[str] | None = None
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """(row, image) pairs of all shards. A bad shard raises ShardError.
+
+    skipped: a list; where it is given, a bad shard is left out whole, and its message goes there and to stderr.
+    """
+    for entry in entries:
+        try:
+            yield from read(folder, entry, size)
+        except ShardError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            print(f"skipped {entry['n']} images: {error}", file=sys.stderr)
 
 
 def members(path: Path, size: int) -> Iterator[tuple[dict, np.ndarray]]:

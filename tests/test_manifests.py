@@ -22,10 +22,13 @@ def _problems(text):
     return caught.value.problems
 
 
-@pytest.mark.parametrize("name", ["chest", "fundus", "nih"])
-def test_shipped_manifests(name):
+REAL = {"nih": "nih", "mimic": "chest", "chexpert": "chest", "folder": "chest", "fairgenmed": "fundus_ethnicity"}
+
+
+@pytest.mark.parametrize("name, schema", [("chest", "chest"), ("fundus", "fundus"), *REAL.items()])
+def test_shipped_manifests(name, schema):
     manifest = load_manifest(name)
-    assert manifest.schema is attributes.SCHEMAS[name] and manifest.name == name
+    assert manifest.schema is attributes.SCHEMAS[schema] and manifest.name == name
     assert load_manifest(paths.MANIFESTS / f"{name}.yaml") == manifest
     assert parse_manifest("# a remark\n" + manifest.text, name, "x").sha256 == manifest.sha256
     subsets = {frozenset(s) for s in ((), manifest.schema.names[:1], manifest.schema.names[1:], manifest.schema.names)}
@@ -129,6 +132,64 @@ def test_hostile_columns(change, says):
     assert any(says in line for line in _problems(_edited("nih", columns=columns)))
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("mimic", {"split": {"rule": "by_patient", "val_share": 0.1, "test_share": 0.1}}, "give exactly rule: column"),
+        ("folder", {"split": {"rule": "by_patient", "val_share": 0.1}}, "rule: by_patient, test_share, val_share"),
+        ("folder", {"split": {"rule": "by_patient", "val_share": 0.1, "test_share": 2.0}}, "test_share: 2.0 is not"),
+        ("folder", {"split": {"rule": "column"}}, "key columns: has no split"),
+        ("folder", {"split": ["column"]}, "key split"),
+        ("mimic", {"image_errors": "ignore"}, "key image_errors: 'ignore' is not known"),
+        ("mimic", {"files": {"table": ["../x.csv"], "kinds": ["jpg"]}}, "'../x.csv' is not a path below"),
+        ("mimic", {"files": {"table": ["x.csv"], "kinds": ["gif"]}}, "kinds: ['gif'] are not known"),
+        ("mimic", {"files": {"table": "x.csv", "kinds": ["jpg"]}}, "key files: does not fit"),
+        ("mimic", {"label_columns": {"Edema": {"values": {"1": 1}}}}, "key label_columns: does not fit the labels"),
+        ("fairgenmed", {"npz": {"race": {"attribute": "race", "values": {0: "Martian"}}}}, "key npz: race"),
+        ("fairgenmed", {"npz": 3}, "key npz"),
+        ("mimic", {"cost": ...}, "key cost: missing"),
+    ],
+)
+def test_hostile_manifests_of_real_data(name, change, says):
+    assert any(says in line and " -> " in line for line in _problems(_edited(name, **change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"race": {"header": ["race"], "values": {"White": "White"}, "none": ["WHITE"]}}, "lists ['white'] twice"),
+        ({"race": {"header": ["race"], "values": {"White": "White"}, "none": "Other"}}, "race: none: is not a list"),
+        ({"race": {"header": ["race"], "values": {"W": "White"}, "first": {"header": ["e"], "values": {"H": "Latin"}}}},
+         "race: first: values are not known"),
+        ({"split": {"header": ["split"], "values": {"dev": "dev"}}}, "columns: split: values are not known"),
+        ({"colour": {"header": ["colour"]}}, "key columns: does not fit the schema"),
+    ],
+)  # fmt: skip
+def test_hostile_columns_of_real_data(change, says):
+    columns = yaml.safe_load((paths.MANIFESTS / "folder.yaml").read_text())["columns"] | change
+    assert any(says in line for line in _problems(_edited("folder", columns=columns)))
+
+
+def test_labels_of_real_data_need_a_phrase_for_each_value():
+    raw = yaml.safe_load((paths.MANIFESTS / "folder.yaml").read_text())["label_columns"]
+    values = ({"1": 2}, {}, {1: 1})
+    for wrong in (*({"values": v} for v in values), "positive", {"header": "x", "values": {"1": 1}}):
+        lines = _problems(_edited("folder", label_columns=raw | {"Cardiomegaly": wrong}))
+        assert any("label_columns: Cardiomegaly" in line for line in lines)
+
+
+def test_a_whole_text_is_compared_and_not_a_part_of_it():
+    race, first = (load_manifest(n).columns["race"] for n in ("mimic", "chexpert"))
+    assert race.meaning(" hispanic/latino - cuban ") == "Hispanic" and race.meaning("white - russian") == "White"
+    for text in ("Non-Hispanic", "NOT HISPANIC", "CAUCASIAN", "HISPANIC/LATINO - OTHER PLANET", ""):
+        assert race.meaning(text) is None, "never guessed"
+    assert race.is_none("other") and race.is_none("") and not race.is_none("Non-Hispanic")
+    assert first.first.meaning("Non-Hispanic/Non-Latino") == "" and first.first.meaning("Hispanic/Latino") == "Hispanic"
+    eye = load_manifest("fairgenmed")
+    codes = {k: attributes.RACE_FUNDUS.index(v) for k, v in eye.npz["race"][1].items()}
+    assert codes == {0: 2, 1: 1, 2: 0}, "FairGenMed counts Asian, Black, White; we count White, Black, Asian"
+
+
 def test_manifest_reports_all_problems_at_once():
     assert len(_problems(_edited(licence=..., title="", colour=1, checksum="md5"))) == 4
     assert len(_problems(_edited(held_out=[["x"]], labels={}, prompts=3))) == 3
@@ -142,7 +203,7 @@ def test_manifest_that_is_no_manifest(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"title: \xff")
     with pytest.raises(ManifestError, match="UTF-8"):
         load_manifest(tmp_path / "x.yaml")
-    with pytest.raises(ManifestError, match="use one of: chest, fundus"):
+    with pytest.raises(ManifestError, match="use one of: chest, chexpert, fairgenmed, folder, fundus"):
         load_manifest("chst")
 
 

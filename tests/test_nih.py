@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from compdiff import datasets, nih, paths
+from compdiff import datasets, paths, sheet
 from compdiff.config import DataConfig
 from compdiff.manifests import load_manifest
 from compdiff.problems import DataError
@@ -265,7 +265,7 @@ def test_nih_wrong_ages_can_be_left_out_by_declaration(tree, tmp_path):
 
 def test_nih_file_that_changes_while_it_is_read(tree, monkeypatch):
     tree.write()
-    monkeypatch.setattr(nih, "image_problem", lambda path: None)
+    monkeypatch.setattr(sheet, "image_problem", lambda path, slo: None)
     tree.image(6).write_bytes(b"gone")
     with pytest.raises(DataError) as caught:
         _prepare(tree)

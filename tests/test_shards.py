@@ -10,7 +10,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from compdiff import shards
+from compdiff import parts, shards
 
 SIZE = 8
 
@@ -20,6 +20,15 @@ def _samples(n=5, split="train"):
     for i in range(n):
         row = {"id": f"{split}-{i}", "split": split, "findings": "Größe, µ", "y_a": i % 2}
         yield row, rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+
+
+def _write(folder, samples, split="train"):
+    """One shard and its index entry."""
+    samples = list(samples)
+    file = folder / "shards" / f"{split}-000000.tar"
+    shards.write(file, ((row, shards.encode_png(image)) for row, image in samples))
+    name, sha256 = f"shards/{file.name}", shards.record.sha256_file(file)
+    return {"file": name, "split": split, "n": len(samples), "sha256": sha256}
 
 
 def _png(image, mode=None):
@@ -44,20 +53,15 @@ def _tar(path, files):
 
 def test_what_goes_in_comes_out(tmp_path):
     wanted = [*_samples(5), *_samples(2, "test")]
-    entries = shards.write(tmp_path / "shards", wanted, per_shard=2)
-    assert [(e["file"], e["n"]) for e in entries] == [
-        ("shards/train-000000.tar", 2),
-        ("shards/train-000001.tar", 2),
-        ("shards/train-000002.tar", 1),
-        ("shards/test-000000.tar", 2),
-    ]
-    got = [sample for entry in entries for sample in shards.read(tmp_path, entry, SIZE)]
+    entries = [_write(tmp_path, wanted[:5]), _write(tmp_path, wanted[5:], "test")]
+    assert [(e["file"], e["n"]) for e in entries] == [("shards/train-000000.tar", 5), ("shards/test-000000.tar", 2)]
+    got = list(shards.read_all(tmp_path, entries, SIZE))
     assert [row for row, _ in got] == [row for row, _ in wanted]
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(got, wanted, strict=True))
 
 
 def test_webdataset_reads_them(tmp_path):
-    entry = shards.write(tmp_path / "shards", _samples())[0]
+    entry = _write(tmp_path, _samples())
     got = list(webdataset.WebDataset(str(tmp_path / entry["file"]), shardshuffle=False))
     assert [s["__key__"] for s in got] == [f"train-{i}" for i in range(5)]
     assert set(got[0]) >= {"png", "json"} and json.loads(got[3]["json"])["y_a"] == 1
@@ -67,22 +71,31 @@ def test_webdataset_reads_them(tmp_path):
 
 def test_bytes_depend_on_the_content_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1e9)
-    a = shards.write(tmp_path / "a" / "shards", _samples())
+    a = _write(tmp_path / "a", _samples())
     monkeypatch.setattr("time.time", lambda: 2e9)
-    b = shards.write(tmp_path / "b 100%d" / "shards", _samples())
+    b = _write(tmp_path / "b 100%d", _samples())
     assert a == b
-    with tarfile.open(tmp_path / "a" / a[0]["file"]) as tar:
+    with tarfile.open(tmp_path / "a" / a["file"]) as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname) for m in tar} == {(0, 0, 0, "compdiff")}
 
 
 def test_a_split_in_two_pieces_is_refused(tmp_path):
-    samples = [*_samples(1), *_samples(1, "test"), *_samples(1)]
+    tasks = [parts.Task(split, n, lambda n=n: ({"id": f"i{n}"}, GREY)) for n, split in enumerate(("a", "b", "a"))]
     with pytest.raises(ValueError, match="two pieces"):
-        shards.write(tmp_path / "shards", samples)
+        parts.write(tmp_path, tasks, SIZE, None)
+
+
+def test_an_empty_tar_is_a_named_error(tmp_path):
+    for n, content in enumerate((b"", b"\0" * 1024, b"\0" * 10240)):
+        path = tmp_path / f"{n}.tar"
+        path.write_bytes(content)
+        entry = {"file": path.name, "split": "train", "n": 5, "sha256": shards.record.sha256_file(path)}
+        with pytest.raises(shards.ShardError, match=rf"{n}\.tar: (holds 0 samples|truncated or not a tar)"):
+            list(shards.read(tmp_path, entry, SIZE))
 
 
 def test_changed_truncated_missing_escaping(tmp_path):
-    entry = shards.write(tmp_path / "shards", _samples())[0]
+    entry = _write(tmp_path, _samples())
     path = tmp_path / entry["file"]
     whole = path.read_bytes()
     changed = bytearray(whole)
@@ -99,13 +112,13 @@ def test_changed_truncated_missing_escaping(tmp_path):
 
 
 def test_count_must_agree_with_the_index(tmp_path):
-    entry = shards.write(tmp_path / "shards", _samples())[0]
+    entry = _write(tmp_path, _samples())
     with pytest.raises(shards.ShardError, match="holds 5 samples"):
         list(shards.read(tmp_path, {**entry, "n": 6}, SIZE))
 
 
 def test_every_truncation_of_an_unknown_tar_is_a_named_error(tmp_path):
-    entry = shards.write(tmp_path / "shards", _samples(3))[0]
+    entry = _write(tmp_path, _samples(3))
     path = tmp_path / entry["file"]
     whole = path.read_bytes()
     for cut in range(1, 8 * 512, 300):
