@@ -224,13 +224,17 @@ def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
     Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the FID of n such
     images differs between samples of that size (halves without replacement, as in stats.fid_interval), at least: it is wider where the
     distance is small against its bias. The choice of a subset alone would say nothing about the smallest group, which has only one.
+    Categories with too few images have rows without a value that say so; no rows at all where `subgroup_fid` forbids them.
     """
     sizes = {k: int(m[s.at].sum()) for k, m in ref.masks.items() if k[0] in (*ref.schema.names, "overall")}
     fitting = {k: n for k, n in sizes.items() if not fairness.images_note(n)}
     if not ref.subgroup_fid or not fitting:
         return []
     n, real, out = min(fitting.values()), ref.features[s.at], []
-    for k in fitting:
+    for k, size in sizes.items():
+        if k not in fitting:
+            out.append(result("quality", s.method, k, "FID-matched", None, size, size, ref.extractor, fairness.images_note(size)))
+            continue
         mask = ref.masks[k][s.at]
         whole, half = (metrics.matched_fid(s.features[mask], real[mask], size, REPEATS, seed) for size in (n, n // 2))
         value = _from_halves(whole.mean(), half - whole)  # one seed: each half is the first half of its subset

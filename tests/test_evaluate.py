@@ -147,6 +147,19 @@ def test_matched_fid_has_one_size(ref):
     assert all(0 < r["lo"] < r["value"] < r["hi"] for r in rows)
 
 
+def test_a_category_too_small_to_match_is_named_and_its_attribute_has_no_equity():
+    few = make_reference(seed=4)
+    women = (few.rows["sex"] == "Female").to_numpy()
+    few.masks["sex", "Female"] = women & (np.cumsum(women) <= 12)
+    few.masks["sex", "None"] = np.zeros(len(women), bool)
+    rows = evaluate.matched(fake(few), few, 0)
+    small = value(rows, "FID-matched", ("sex", "Female"))
+    assert np.isnan(small["value"]) and small["n"] == 12 and small["note"] == "ineligible: n = 12 < 30"
+    assert np.isfinite(value(rows, "FID-matched", ("sex", "Male"))["value"])
+    for row in evaluate.equity(rows, ["sex"], "FID-matched"):
+        assert np.isnan(row["value"]) and row["note"] == "ineligible: Female"  # a category that nobody has is no part
+
+
 def test_matched_interval_holds_the_spread_of_fresh_samples(ref):
     """The half-width is 1.96 standard deviations of the FID of new samples of n images or, where the true distance is
     small against FID's bias, more; also where a group IS n images, so that every subset is the group."""
