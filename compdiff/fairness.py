@@ -19,6 +19,12 @@ MIN_IMAGES = 30  # images below which a group's image metrics are ineligible
 
 
 Key = tuple[str, str]  # (group_kind, group), as in the result rows
+HEALTHY = "No Finding"
+
+
+def disparity_label(labels: Sequence[str]) -> str:
+    """The label whose decisions are compared between intersections: No Finding, or else the first."""
+    return HEALTHY if HEALTHY in labels else labels[0]
 
 
 def intersections(masks: Mapping[Key, np.ndarray], attributes: Sequence[str], most: int = 3) -> dict[Key, np.ndarray]:
