@@ -118,12 +118,7 @@ def audit(s: ImageSet, ref: Reference, found: Nearest, real: Nearest, n_train: i
     """
     limit, rate = threshold(real.distance)
     copied = (found.distance < limit).astype(float)
-    counts = draws(s, ref, resamples, seed)[0].counts()
-    share = stats.percentile_interval(copied.mean(), stats.mean(copied, counts))
-    if copied.mean() in (0, 1):
-        people = len(set(s.patients))
-        wide = stats.jeffreys(people * copied.mean(), people)
-        share = Interval(share.value, *((0.0, wide.hi) if not copied.any() else (wide.lo, 1.0)))
+    share = stats.share_interval(copied, draws(s, ref, resamples, seed)[0])
     ending = " (pixels)" if space == "pixels" else ""
     who = ("memorisation", s.method, ("overall", ""))
     here = {"n": len(copied), "n_ref": n_train, "extractor": space}

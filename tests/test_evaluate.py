@@ -226,6 +226,7 @@ def test_alignment_counts_what_the_judge_says_against_the_request(ref):
     assert value(rows, "accuracy:age")["value"] == 1.0 and value(rows, "accuracy:sex")["value"] == 0.75
     assert value(rows, "accuracy")["value"] == pytest.approx(0.875) and value(rows, "age RMSE")["value"] == pytest.approx(10)
     assert value(rows, "AUROC:spot")["value"] == 1.0
+    assert value(rows, "accuracy:age")["hi"] == 1 > value(rows, "accuracy:age")["lo"] > 0.97  # 200 of 200 patients
     sex = value(rows, "accuracy:sex")
     assert sex["lo"] < 0.75 < sex["hi"] and sex["hi"] - sex["lo"] == pytest.approx(4 * np.sqrt(0.75 * 0.25 / 200), rel=0.4)
 
