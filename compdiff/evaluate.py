@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from compdiff import fairness, metrics, phantoms, sample, stats
+from compdiff import fairness, frames, metrics, phantoms, sample, stats
 from compdiff.attributes import Schema
 from compdiff.datasets import Data
 from compdiff.stats import Interval, Resamples
@@ -81,14 +81,19 @@ def table(rows: Sequence[dict], metrics: Sequence[str], key: Key = ("overall", "
     return frame.pivot(index="method", columns="metric", values="value").reindex(index=order, columns=list(metrics))
 
 
+SAID = {"above": "is above", "below": "is below", "within noise": "is within noise of",
+        "cannot be said": "cannot be told from"}  # fmt: skip
+
+
 def within_noise(rows: Sequence[dict]) -> list[str]:
-    """One sentence for each difference: above or below, or within noise (its interval holds 0)."""
+    """One sentence for each difference by `frames.word_of`: above, below, within noise, or no interval to tell by."""
     out = []
     for r in rows:
         metric, other = r["metric"].split(" minus ")
-        verdict = "within noise of" if r["lo"] <= 0 <= r["hi"] else "above" if r["value"] > 0 else "below"
         where = f"{r['setting']} with " if r["setting"] not in ("test", "1a") and r["stage"] == "difference" else ""
-        out.append(f"{metric}: {where}{r['method']} is {verdict} {other} ({r['value']:+.3g}, {r['lo']:+.3g} to {r['hi']:+.3g})")
+        ends = f"{r['lo']:+.3g} to {r['hi']:+.3g}" if frames.has_interval(r) else r["note"] or "no interval"
+        what = f"{r['value']:+.3g}, {ends}" if np.isfinite(r["value"]) else ends
+        out.append(f"{metric}: {where}{r['method']} {SAID[frames.word_of(r)]} {other} ({what})")
     return out
 
 

@@ -212,6 +212,15 @@ def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):
         "KID: hcn is below text", "KID: hcn is within noise of flat", "KID: text is above flat"]  # fmt: skip
 
 
+def test_a_difference_without_interval_is_neither_above_nor_below():
+    row = evaluate.result("difference", "hcn", ("overall", ""), "AUROC minus 1a", 0.2, 40, 0, note="too few", setting="1b")
+    none = row | {"value": np.nan, "note": "ineligible: 3 positives < 10"}
+    said = evaluate.within_noise([row, row | {"note": "", "lo": 0.1, "hi": 0.3}, none])
+    assert said == ["AUROC: 1b with hcn cannot be told from 1a (+0.2, too few)",
+                    "AUROC: 1b with hcn is above 1a (+0.2, +0.1 to +0.3)",
+                    "AUROC: 1b with hcn cannot be told from 1a (ineligible: 3 positives < 10)"]  # fmt: skip
+
+
 # --- alignment, measurement -----------------------------------------------------------------------------------------
 def oracle(rows, wrong=0):
     """A judge that reads the requests, and errs on the first `wrong` sexes; ages 10 years off."""
