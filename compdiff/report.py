@@ -66,7 +66,7 @@ def kid_gates(results: pd.DataFrame) -> list[Finding]:
 
 
 def copy_gates(results: pd.DataFrame) -> list[Finding]:
-    """The memorising row is told apart from a trained method when one memorisation metric's intervals do not touch."""
+    """The memorising row is told apart from a trained method when the intervals of no memorisation metric touch."""
     here, out = results[(results["stage"] == "memorisation") & (results["group_kind"] == "overall")], []
     for method in trained(results, ("memorisation",)):
         apart, texts, others = [], [], []
@@ -77,16 +77,17 @@ def copy_gates(results: pd.DataFrame) -> list[Finding]:
                 apart.append(frames.apart(ours, copy))
                 texts.append(f"{metric} {said(ours)}")
                 others.append(f"{metric} {said(copy)}")
-        holds, against = any(apart) if apart else None, f"copy: {', '.join(others) or NOT_AVAILABLE}"
+        holds, against = all(apart) if apart else None, f"copy: {', '.join(others) or NOT_AVAILABLE}"
         out.append(Finding("told apart from a copy", method, holds, ", ".join(texts) or NOT_AVAILABLE, against))
     return out
 
 
 HEADINGS = {
-    "accuracy": f"attribute accuracy is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on real test images",
+    "accuracy": f"attribute accuracy is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on real test images "
+    "(point value)",
     "above shuffled": "the accuracy's interval lies above the row with shuffled attributes",
-    "KID below untrained": "KID is below that of the untrained model",
-    "told apart from a copy": "the copy of the training set is told apart",
+    "KID below untrained": "KID is below that of the untrained model (point value)",
+    "told apart from a copy": "the copy of the training set is told apart by every memorisation metric with an interval",
 }
 WORDS = {True: "holds", False: "DOES NOT HOLD", None: "cannot be said"}
 

@@ -38,6 +38,10 @@ def test_gates_fall_either_way(results):
     assert {f.holds for f in report.findings(blind, SCHEMA) if f.gate == "accuracy" and f.about == "age"} == {
         None
     }, "a judge that guesses"
+    pixels = results[results["metric"] == "suspected copies"].assign(metric="suspected copies (pixels)", lo=0.4, hi=0.6)
+    blurred = report.copy_gates(pd.concat([results, pixels]))
+    assert {f.holds for f in blurred} == {False}, "one metric of two is not enough"
+    assert all("(point value)" in report.HEADINGS[gate] for gate in ("accuracy", "KID below untrained"))
     missing = {f.holds for f in report.findings(results[results["method"].isin(config.METHODS)], SCHEMA)}
     assert missing == {None}, "without controls nothing can be said"
 
