@@ -56,9 +56,10 @@ def fpr_note(negatives: int) -> str:
     return f"ineligible: {negatives} negatives < {MIN_NEGATIVES}" if negatives < MIN_NEGATIVES else ""
 
 
-def images_note(n: int, least: int = MIN_IMAGES) -> str:
-    """ "" when a group holds enough images for FID, KID, precision and recall, else why not."""
-    return f"ineligible: n = {n} < {least}" if n < least else ""
+def images_note(n: int, least: int = MIN_IMAGES, patients: int | None = None) -> str:
+    """ "" when a group holds enough images for FID, KID, precision and recall, else why not; fewer patients are named."""
+    whose = f" (of {patients} patients)" if patients is not None and patients < n else ""
+    return f"ineligible: n = {n} < {least}{whose}" if n < least else ""
 
 
 # --- equity-scaled metrics --------------------------------------------------------------------------------------------

@@ -160,6 +160,19 @@ def test_a_category_too_small_to_match_is_named_and_its_attribute_has_no_equity(
         assert np.isnan(row["value"]) and row["note"] == "ineligible: Female"  # a category that nobody has is no part
 
 
+def test_matched_fid_of_patients_with_several_images_has_no_interval():
+    many = make_reference(n=1200, seed=6, per_patient=3)
+    few = np.arange(1200) < 12  # four patients
+    many.masks["sex", "Female"] = few
+    rows = evaluate.matched(fake(many), many, 0)
+    male = value(rows, "FID-matched", ("sex", "Male"))
+    assert np.isfinite(male["value"]) and np.isnan(male["lo"]) and np.isnan(male["hi"])
+    mask = many.masks["sex", "Male"]
+    people = many.rows["patient"][mask].nunique()
+    assert male["note"].endswith(f"no interval: {mask.sum()} images of {people} patients") and people < mask.sum()
+    assert value(rows, "FID-matched", ("sex", "Female"))["note"] == "ineligible: n = 12 < 30 (of 4 patients)"
+
+
 def test_matched_interval_holds_the_spread_of_fresh_samples(ref):
     """The half-width is 1.96 standard deviations of the FID of new samples of n images or, where the true distance is
     small against FID's bias, more; also where a group IS n images, so that every subset is the group."""
