@@ -26,7 +26,8 @@ def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], 
     REQUEST of each image. Groups: overall, categories, held_out; cells for the mean accuracy only.
     """
     rows = ref.rows.iloc[s.at].reset_index(drop=True)
-    counts = draws(s, ref, resamples, seed)[0].counts()
+    drawn = draws(s, ref, resamples, seed)[0]
+    counts = drawn.counts()
     hits = correct(predicted, rows, ref)
     hits = {"accuracy": np.mean(list(hits.values()), axis=0)} | {f"accuracy:{name}": h for name, h in hits.items()}
     squared = (predicted["age_years"] - rows["age_years"].to_numpy(float)) ** 2
@@ -38,7 +39,7 @@ def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], 
         n = int(mask.sum())
         here = {"n": n, "n_ref": 0, "extractor": JUDGE, "note": fairness.images_note(n)}
         for metric, h in hits.items() if key[0] != "cell" else [("accuracy", hits["accuracy"])]:
-            interval = stats.percentile_interval(h[mask].mean(), stats.mean(h[mask], counts[:, mask]))
+            interval = stats.share_interval(h[mask], drawn.rows(mask))
             out.append(result("alignment", s.method, key, metric, interval, **here))
         if key[0] != "cell":
             roots = np.sqrt(stats.mean(squared[mask], counts[:, mask]))

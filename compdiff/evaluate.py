@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from compdiff import fairness, metrics, phantoms, sample, stats
+from compdiff import fairness, frames, metrics, phantoms, sample, stats
 from compdiff.attributes import Schema
 from compdiff.datasets import Data
 from compdiff.stats import Interval, Resamples
@@ -81,14 +81,19 @@ def table(rows: Sequence[dict], metrics: Sequence[str], key: Key = ("overall", "
     return frame.pivot(index="method", columns="metric", values="value").reindex(index=order, columns=list(metrics))
 
 
+SAID = {"above": "is above", "below": "is below", "within noise": "is within noise of",
+        "cannot be said": "cannot be told from"}  # fmt: skip
+
+
 def within_noise(rows: Sequence[dict]) -> list[str]:
-    """One sentence for each difference: above or below, or within noise (its interval holds 0)."""
+    """One sentence for each difference by `frames.word_of`: above, below, within noise, or no interval to tell by."""
     out = []
     for r in rows:
         metric, other = r["metric"].split(" minus ")
-        verdict = "within noise of" if r["lo"] <= 0 <= r["hi"] else "above" if r["value"] > 0 else "below"
         where = f"{r['setting']} with " if r["setting"] not in ("test", "1a") and r["stage"] == "difference" else ""
-        out.append(f"{metric}: {where}{r['method']} is {verdict} {other} ({r['value']:+.3g}, {r['lo']:+.3g} to {r['hi']:+.3g})")
+        ends = f"{r['lo']:+.3g} to {r['hi']:+.3g}" if frames.has_interval(r) else r["note"] or "no interval"
+        what = f"{r['value']:+.3g}, {ends}" if np.isfinite(r["value"]) else ends
+        out.append(f"{metric}: {where}{r['method']} {SAID[frames.word_of(r)]} {other} ({what})")
     return out
 
 
@@ -198,7 +203,7 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
         mask = whole[s.at]
         n, a, b = int(mask.sum()), s.features[mask], real[mask]
         here = {"n": n, "n_ref": n, "extractor": ref.extractor}
-        note = fairness.images_note(n)
+        few = note = few_images(s, ref, mask)
         if not note and key[0] != "overall" and not ref.subgroup_fid:
             note = f"ineligible: {len(set(ref.patients))} patients in all"
         if key[0] == "overall" and not note:
@@ -207,11 +212,10 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
         else:
             value = None if note else metrics.fid(a, b)
         out.append(result("quality", s.method, key, "FID", value, note=note, **here))
-        few = f"ineligible: n = {n} < 2" if n < 2 else ""
-        value = None if few else stats.percentile_interval(*kid_of(s, ref, mask, ra, rb))
-        out.append(result("quality", s.method, key, "KID", value, note=few or fairness.images_note(n), **here))
+        alone = f"ineligible: n = {n} < 2" if n < 2 else ""
+        value = None if alone else stats.percentile_interval(*kid_of(s, ref, mask, ra, rb))
+        out.append(result("quality", s.method, key, "KID", value, note=alone or few, **here))
         if key[0] != "cell":
-            few = fairness.images_note(n)
             found = (None,) * 4 if few else metrics.precision_recall(b, a) + metrics.density_coverage(b, a)
             out += [result("quality", s.method, key, m, v, note=few, **here)
                     for m, v in zip(("precision", "recall", "density", "coverage"), found, strict=True)]  # fmt: skip
@@ -224,18 +228,38 @@ def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
     Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the FID of n such
     images differs between samples of that size (halves without replacement, as in stats.fid_interval), at least: it is wider where the
     distance is small against its bias. The choice of a subset alone would say nothing about the smallest group, which has only one.
+    Where images of one patient repeat, halves of images would count them as independent: no interval, and the note says so.
+    Categories with too few images have rows without a value that say so; no rows at all where `subgroup_fid` forbids them.
     """
     sizes = {k: int(m[s.at].sum()) for k, m in ref.masks.items() if k[0] in (*ref.schema.names, "overall")}
     fitting = {k: n for k, n in sizes.items() if not fairness.images_note(n)}
     if not ref.subgroup_fid or not fitting:
         return []
     n, real, out = min(fitting.values()), ref.features[s.at], []
-    for k in fitting:
+    for k, size in sizes.items():
+        if k not in fitting:
+            note = few_images(s, ref, ref.masks[k][s.at])
+            out.append(result("quality", s.method, k, "FID-matched", None, size, size, ref.extractor, note))
+            continue
         mask = ref.masks[k][s.at]
-        whole, half = (metrics.matched_fid(s.features[mask], real[mask], size, REPEATS, seed) for size in (n, n // 2))
+        people = patients_of(s, ref, mask)
+        whole, half = (metrics.matched_fid(s.features[mask], real[mask], m, REPEATS, seed) for m in (n, n // 2))
         value = _from_halves(whole.mean(), half - whole)  # one seed: each half is the first half of its subset
-        out.append(result("quality", s.method, k, "FID-matched", value, n, n, ref.extractor, f"mean of {REPEATS} random subsets of {n}"))
+        note = f"mean of {REPEATS} random subsets of {n}"
+        if people < size:
+            value, note = value.value, f"{note}; no interval: {size} images of {people} patients"
+        out.append(result("quality", s.method, k, "FID-matched", value, n, n, ref.extractor, note))
     return out
+
+
+def patients_of(s: ImageSet, ref: Reference, mask: np.ndarray) -> int:
+    """Patients among the images in `mask` [n] of a set and of the reference, whichever are fewer."""
+    return min(len(set(s.patients[mask])), len(set(ref.patients[s.at][mask])))
+
+
+def few_images(s: ImageSet, ref: Reference, mask: np.ndarray) -> str:
+    """`fairness.images_note` of the images in `mask` [n], which names their patients where they are fewer."""
+    return fairness.images_note(int(mask.sum()), patients=patients_of(s, ref, mask))
 
 
 def _from_halves(value: float, differences: np.ndarray, level: float = 0.95) -> Interval:

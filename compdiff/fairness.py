@@ -19,6 +19,12 @@ MIN_IMAGES = 30  # images below which a group's image metrics are ineligible
 
 
 Key = tuple[str, str]  # (group_kind, group), as in the result rows
+HEALTHY = "No Finding"
+
+
+def disparity_label(labels: Sequence[str]) -> str:
+    """The label whose decisions are compared between intersections: No Finding, or else the first."""
+    return HEALTHY if HEALTHY in labels else labels[0]
 
 
 def intersections(masks: Mapping[Key, np.ndarray], attributes: Sequence[str], most: int = 3) -> dict[Key, np.ndarray]:
@@ -50,9 +56,10 @@ def fpr_note(negatives: int) -> str:
     return f"ineligible: {negatives} negatives < {MIN_NEGATIVES}" if negatives < MIN_NEGATIVES else ""
 
 
-def images_note(n: int, least: int = MIN_IMAGES) -> str:
-    """ "" when a group holds enough images for FID, KID, precision and recall, else why not."""
-    return f"ineligible: n = {n} < {least}" if n < least else ""
+def images_note(n: int, least: int = MIN_IMAGES, patients: int | None = None) -> str:
+    """ "" when a group holds enough images for FID, KID, precision and recall, else why not; fewer patients are named."""
+    whose = f" (of {patients} patients)" if patients is not None and patients < n else ""
+    return f"ineligible: n = {n} < {least}{whose}" if n < least else ""
 
 
 # --- equity-scaled metrics --------------------------------------------------------------------------------------------

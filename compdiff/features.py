@@ -108,8 +108,11 @@ def softmax(z: np.ndarray) -> np.ndarray:
 def cached(
     file: Path, images: np.ndarray, extractor: str = "lite0", size: int = 0, batch: int = 50, folder: str = ""
 ) -> np.ndarray:
-    """`extract`, kept in the npz `file`; read back only if made from these images with these weights and size."""
-    weights = entry(extractor).sha256 or sha256_file(weight_file(extractor, folder))
+    """`extract`, kept in the npz `file`; read back only if made from these images with these bytes of weights and size.
+
+    Errors of `weights.weight_file`: the file must be there, because a user's own copy may differ from the listed one.
+    """
+    weights = sha256_file(weight_file(extractor, folder))
     key = hashlib.sha256(f"{extractor} {weights} {size} {images.dtype} {images.shape}".encode())
     key.update(np.ascontiguousarray(images))
     key = key.hexdigest()

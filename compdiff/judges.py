@@ -102,10 +102,10 @@ def category(s: ImageSet, real: Reference, judge: Judge, resamples: int, seed: i
     said = np.array(judge.entry.outputs)[features.logits(s.features, real.extractor, judge.weights).argmax(1)]
     answerable = np.isin(asked, judge.entry.outputs)
     right = (said == asked)[answerable].astype(float)
-    counts = draws(s, real, resamples, seed)[0].counts()[:, answerable]
+    drawn = draws(s, real, resamples, seed)[0].rows(answerable)
     left_out = sorted(set(asked[~answerable]))
     note = f"without {', '.join(left_out)}, no answer of this judge" if left_out else ""
-    value = stats.percentile_interval(right.mean(), stats.mean(right, counts)) if len(right) else None
+    value = stats.share_interval(right, drawn) if len(right) else None
     return [result(STAGE, s.method, ("overall", ""), judge.metrics[0], value, len(right), 0, real.extractor, note)]
 
 

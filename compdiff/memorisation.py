@@ -1,7 +1,8 @@
 """06. Is it new? Nearest training image of every image, in pixels and in features, against that of real test images.
 
 A suspected copy is nearer to the training set than real images, which nobody copied, usually are: the threshold is an
-order statistic of the real test images' distances, so that 1 % of such images alarm whatever the distribution.
+order statistic of the real validation images' distances, so that 1 % of such images alarm whatever the distribution.
+The real test images take no part in it: their share of suspected copies is a control, which may be higher or lower.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from compdiff import metrics, stats
 from compdiff.evaluate import ImageSet, Reference, draws, result
 from compdiff.stats import Interval
 
-ALARM = 0.01  # share of real test images that may alarm
+ALARM = 0.01  # share of real validation images that may alarm
 SHIFT = 3  # pixels, of images reduced to SIDE
 SIDE = 64
 CHUNK = 512  # images compared with the whole training set at once
@@ -98,13 +99,13 @@ def nearest(
 
 # --- threshold, rows, pairs -------------------------------------------------------------------------------------------
 def threshold(real: np.ndarray, rate: float = ALARM) -> tuple[float, float]:
-    """Distances of real test images [n] -> (t, rate): another real image is below t with probability `rate` at most.
+    """Distances of real validation images [n] -> (t, rate): another one is below t with probability `rate` at most.
 
     t = the r-th smallest, r = floor(rate (n + 1)): probability r / (n + 1) for any continuous distribution. With fewer
     than 1 / rate - 1 images r = 1, and the rate that comes back is 1 / (n + 1).
     """
     if not len(real):
-        raise ValueError("a threshold needs real test images")
+        raise ValueError("a threshold needs real validation images")
     r = max(1, int(rate * (len(real) + 1) + 1e-9))
     return float(np.sort(real)[r - 1]), r / (len(real) + 1)
 
@@ -113,21 +114,16 @@ def audit(s: ImageSet, ref: Reference, found: Nearest, real: Nearest, n_train: i
           seed: int) -> list[dict]:  # fmt: skip
     """Median "nearest training distance" and share of "suspected copies" of one set; " (pixels)" in pixel space.
 
-    found, real: of the set and of the real test images, in the space named ("pixels", or the extractor of features).
+    found, real: of the set and of the real validation images, in the space named ("pixels", or the extractor of features).
     Intervals by patient; a share of 0 or 1, which resampling cannot vary, gets the Jeffreys interval of its patients.
     """
     limit, rate = threshold(real.distance)
     copied = (found.distance < limit).astype(float)
-    counts = draws(s, ref, resamples, seed)[0].counts()
-    share = stats.percentile_interval(copied.mean(), stats.mean(copied, counts))
-    if copied.mean() in (0, 1):
-        people = len(set(s.patients))
-        wide = stats.jeffreys(people * copied.mean(), people)
-        share = Interval(share.value, *((0.0, wide.hi) if not copied.any() else (wide.lo, 1.0)))
+    share = stats.share_interval(copied, draws(s, ref, resamples, seed)[0])
     ending = " (pixels)" if space == "pixels" else ""
     who = ("memorisation", s.method, ("overall", ""))
     here = {"n": len(copied), "n_ref": n_train, "extractor": space}
-    note = f"threshold {limit:.4g}: {rate:.1%} of real images alarm"
+    note = f"threshold {limit:.4g}: {rate:.1%} of real validation images alarm"
     return [result(*who, f"nearest training distance{ending}", float(np.median(found.distance)), **here),
             result(*who, f"suspected copies{ending}", share, note=note, **here)]  # fmt: skip
 

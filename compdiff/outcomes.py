@@ -15,8 +15,8 @@ from compdiff import fairness, scores, stats
 from compdiff.datasets import Data
 from compdiff.downstream import Judged
 from compdiff.evaluate import Key, result
+from compdiff.fairness import HEALTHY, disparity_label
 
-HEALTHY = "No Finding"
 CURVES = ("AUROC", "AUPRC")
 CALLED = ("F1", "balanced accuracy", "ECE")  # at the validation threshold, or (ECE) of the probabilities
 Name = tuple[str, str]  # (setting, method)
@@ -39,10 +39,6 @@ def groups_of(data: Data, rows: pd.DataFrame, conditions: bool = False) -> dict[
 def threshold(y: np.ndarray, p: np.ndarray) -> float:
     """The score from which F1 is largest; 0.5 where there is no positive."""
     return scores.f1_threshold(y, p) if (y == 1).any() else 0.5
-
-
-def disparity_label(labels: Sequence[str]) -> str:
-    return HEALTHY if HEALTHY in labels else labels[0]
 
 
 # --- one classifier ---------------------------------------------------------------------------------------------------

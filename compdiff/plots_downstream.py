@@ -52,13 +52,17 @@ def downstream_gaps(results: pd.DataFrame, kind: str) -> Figure:
 
 
 # --- reliability ------------------------------------------------------------------------------------------------------
-def predictions(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:
-    """{(strategy, method): test rows} of every <strategy>_<method>/predictions.csv in a seed's folder `downstream`."""
-    found = {}
+def predictions(folder: Path, results: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """{(strategy, method): test rows} of the <strategy>_<method>/predictions.csv in a seed's folder `downstream`.
+
+    Only classifiers that the results hold a number of: the folder keeps those of earlier runs, too.
+    """
+    here = results[(results["stage"] == "downstream") & results["value"].notna()]
+    held, found = set(here[["setting", "method"]].itertuples(index=False, name=None)), {}
     for file in sorted(Path(folder).glob("*/predictions.csv")):
         table = pd.read_csv(file, dtype={"id": str, "patient": str}, keep_default_na=False)
         strategy, _, method = file.parent.name.partition("_")
-        if method in TITLES and "split" in table:  # a third word names a task of its own classifier
+        if (strategy, method) in held and "split" in table:  # a third word names a task of its own classifier
             found[strategy, method] = table[table["split"].isin(TEST)].reset_index(drop=True)
     return found
 

@@ -13,7 +13,7 @@ from compdiff.attributes import Schema
 from compdiff.frames import NOT_AVAILABLE, TITLES, Item, known, trained
 from compdiff.rendering import markdown_table, number, said
 
-ALPHA = 0.05  # of a p-value, where a difference has no interval
+ALPHA = 0.05  # of a p-value that Holm adjusted
 SHARE_OF_JUDGE = 0.9  # of the judge's own real-test score that a trained method must reach
 WITH_NUMBERS = (("quality", "FID"), ("quality", "KID"), ("alignment", "accuracy"))  # told pair by pair
 
@@ -66,7 +66,7 @@ def kid_gates(results: pd.DataFrame) -> list[Finding]:
 
 
 def copy_gates(results: pd.DataFrame) -> list[Finding]:
-    """The memorising row is told apart from a trained method when one memorisation metric's intervals do not touch."""
+    """The memorising row is told apart from a trained method when the intervals of no memorisation metric touch."""
     here, out = results[(results["stage"] == "memorisation") & (results["group_kind"] == "overall")], []
     for method in trained(results, ("memorisation",)):
         apart, texts, others = [], [], []
@@ -77,16 +77,17 @@ def copy_gates(results: pd.DataFrame) -> list[Finding]:
                 apart.append(frames.apart(ours, copy))
                 texts.append(f"{metric} {said(ours)}")
                 others.append(f"{metric} {said(copy)}")
-        holds, against = any(apart) if apart else None, f"copy: {', '.join(others) or NOT_AVAILABLE}"
+        holds, against = all(apart) if apart else None, f"copy: {', '.join(others) or NOT_AVAILABLE}"
         out.append(Finding("told apart from a copy", method, holds, ", ".join(texts) or NOT_AVAILABLE, against))
     return out
 
 
 HEADINGS = {
-    "accuracy": f"attribute accuracy is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on real test images",
+    "accuracy": f"attribute accuracy is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on real test images "
+    "(point value)",
     "above shuffled": "the accuracy's interval lies above the row with shuffled attributes",
-    "KID below untrained": "KID is below that of the untrained model",
-    "told apart from a copy": "the copy of the training set is told apart",
+    "KID below untrained": "KID is below that of the untrained model (point value)",
+    "told apart from a copy": "the copy of the training set is told apart by every memorisation metric with an interval",
 }
 WORDS = {True: "holds", False: "DOES NOT HOLD", None: "cannot be said"}
 
@@ -175,27 +176,32 @@ def difference_lines(table: pd.DataFrame) -> list[str]:
     return [*lines, ""]
 
 
-def word_against_real(results: pd.DataFrame, row: dict) -> str:
-    """"above", "below", "within noise" or "cannot be said": by the difference's interval, else by its p-value."""
-    p = None if frames.has_interval(row) else p_row(results, row["metric"], [row["method"]], row["setting"])
+def word_against_real(results: pd.DataFrame, row: dict) -> tuple[str, str]:
+    """("above" | "below" | "within noise" | "cannot be said", by what): by the adjusted p-value, else by the interval."""
+    p = p_row(results, row["metric"], [row["method"]], row["setting"])
     if p is None:
-        return frames.word_of(row)
-    return "within noise" if p["value"] >= ALPHA else "above" if row["value"] > 0 else "below"
+        return frames.word_of(row), "interval"
+    return "within noise" if p["value"] >= ALPHA else "above" if row["value"] > 0 else "below", "p"
 
 
 def downstream_lines(results: pd.DataFrame) -> list[str]:
     """Every classifier against the one trained on real images only (strategy 1a), by paired differences."""
     here = results[(results["stage"] == "difference") & results["metric"].str.endswith(" minus 1a")]
     here = here[(here["group"] == "") & ~frames.is_p_value(here["metric"])]
-    lines = ["## Downstream: against real images only (1a)", ""] if len(here) else []
+    rule = f"By the p-value adjusted by Holm ({ALPHA:g}) where one was computed (by p), else by whether the interval holds 0."
+    lines = ["## Downstream: against real images only (1a)", "", rule, ""] if len(here) else []
     for (metric, kind), part in here.groupby(["metric", "group_kind"], sort=False):
         told: dict[str, list[str]] = {"above": [], "below": [], "within noise": [], "cannot be said": []}
+        bases = []
         for row in part.to_dict("records"):
             text = f"{row['setting']} {TITLES.get(row['method'], row['method'])} {said(row)}"
-            told[word_against_real(results, row)].append(text + p_value(results, metric, [row["method"]], row["setting"]))
+            word, basis = word_against_real(results, row)
+            bases.append(basis)
+            told[word].append(text + p_value(results, metric, [row["method"]], row["setting"]))
         name = metric.removesuffix(" minus 1a") + ("" if kind == "overall" else f" by {kind}")
         counts = "; ".join(f"{len(texts)} {word}" for word, texts in told.items() if texts)
-        lines.append(f"- **{name}** of {len(part)} classifiers: {counts}.")
+        by = " or ".join(dict.fromkeys(bases))
+        lines.append(f"- **{name}** of {len(part)} classifiers, by {by}: {counts}.")
         told = told if ":" not in metric else {}  # of single findings only how many
         lines += [f"  - {word}: {'; '.join(texts)}" for word, texts in told.items() if texts]
     return [*lines, ""] if lines else []

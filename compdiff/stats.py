@@ -219,6 +219,18 @@ def jeffreys(hits: float, trials: float, level: float = 0.95) -> Interval:
     return Interval((hits + 0.5) / (trials + 1), float(lo), float(hi))
 
 
+def share_interval(hits: np.ndarray, drawn: Resamples, level: float = 0.95) -> Interval:
+    """Mean of a per-image 0/1 (or share) [n], resampled by patient; of exactly 0 or 1, which no resample can vary, the
+    other end is that of the Jeffreys interval over the patients of `drawn`.
+    """
+    value = float(np.mean(hits))
+    if value not in (0, 1):
+        return percentile_interval(value, mean(hits, drawn.counts()), level)
+    people = len(np.unique(drawn.patient))
+    wide = jeffreys(people * value, people, level)
+    return Interval(value, 0.0 if value == 0 else wide.lo, wide.hi if value == 0 else 1.0)
+
+
 # --- bootstrap of image distances -------------------------------------------------------------------------------------
 def _by_patient(k: np.ndarray, ra: Resamples, rb: Resamples) -> np.ndarray:
     """Kernel [n, m] summed over the images of each pair of patients -> [P_a, P_b]."""

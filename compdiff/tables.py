@@ -13,6 +13,7 @@ import pandas as pd
 
 from compdiff import config, published
 from compdiff.attributes import Schema
+from compdiff.fairness import disparity_label
 from compdiff.frames import NOT_AVAILABLE, TITLES, Item, methods_in
 from compdiff.published import NOT_IN_RECORD
 
@@ -144,11 +145,11 @@ def table3(
 
 
 # --- Table 4 ----------------------------------------------------------------------------------------------------------
-DOWNSTREAM = ("macro AUROC", "macro AUPRC", "F1", "macro F1", "balanced accuracy", "macro balanced accuracy", "ECE",
-              "macro ECE", "underdiagnosis")  # fmt: skip
-DISPARITY = ("gap macro AUROC", "gap90 macro AUROC", "p90-p10 macro AUROC", "ES-macro AUROC", "gap underdiagnosis",
-             "p90-p10 underdiagnosis", "demographic parity difference", "equalized odds difference",
-             "equal opportunity difference")  # fmt: skip
+# As outcomes.judge writes them; {label} is the disparity label, on which intersections are compared.
+DOWNSTREAM = ("macro AUROC", "macro AUPRC", "macro F1", "macro balanced accuracy", "macro ECE", "underdiagnosis")
+GAPS = ("gap {metric}", "gap90 {metric}", "ES-{metric}", "gap underdiagnosis", "gap90 underdiagnosis",
+        "demographic parity difference:{label}", "equalized odds difference:{label}",
+        "equal opportunity difference:{label}")  # fmt: skip
 
 
 def table4(results: pd.DataFrame) -> pd.DataFrame:
@@ -167,17 +168,26 @@ def table4(results: pd.DataFrame) -> pd.DataFrame:
     return frame_of(cells)
 
 
+def disparity_metrics(kind: str, label: str) -> list[str]:
+    """Names of the gaps between the groups of a kind: of macro AUROC, between intersections of the label's AUROC."""
+    metric = f"AUROC:{label}" if " x " in kind else "macro AUROC"
+    return [gap.format(metric=metric, label=label) for gap in GAPS]
+
+
 def table4_panels(results: pd.DataFrame) -> list[tuple[str, str, str, list[str]]]:
     """(stage, kind of group, title, metrics) of every panel: classifiers of all findings, then one task each."""
     out = []
     for stage, prefix in (("downstream", ""), ("tasks", "Single tasks: ")):
         here = results[(results["stage"] == stage) & (results["group"] == "")]
+        labels = [m.removeprefix("AUROC:") for m in here["metric"].unique() if m.startswith("AUROC:")]
+        label = disparity_label(labels) if labels else ""
         for kind in sorted(here["group_kind"].unique(), key=lambda k: k != "overall"):
             present = here.loc[here["group_kind"] == kind, "metric"].unique()
             if stage == "tasks":
                 metrics = [m for m in present if m.startswith(("AUROC:", "ES-AUROC:", "gap AUROC:"))]
             else:
-                metrics = [m for m in (DOWNSTREAM if kind == "overall" else DISPARITY) if m in present]
+                wanted = DOWNSTREAM if kind == "overall" else disparity_metrics(kind, label)
+                metrics = [m for m in wanted if m in present]
             title = prefix + (kind if kind == "overall" else f"by {kind}")
             out.append((stage, kind, title[0].upper() + title[1:], metrics))
     return out

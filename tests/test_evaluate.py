@@ -147,6 +147,32 @@ def test_matched_fid_has_one_size(ref):
     assert all(0 < r["lo"] < r["value"] < r["hi"] for r in rows)
 
 
+def test_a_category_too_small_to_match_is_named_and_its_attribute_has_no_equity():
+    few = make_reference(seed=4)
+    women = (few.rows["sex"] == "Female").to_numpy()
+    few.masks["sex", "Female"] = women & (np.cumsum(women) <= 12)
+    few.masks["sex", "None"] = np.zeros(len(women), bool)
+    rows = evaluate.matched(fake(few), few, 0)
+    small = value(rows, "FID-matched", ("sex", "Female"))
+    assert np.isnan(small["value"]) and small["n"] == 12 and small["note"] == "ineligible: n = 12 < 30"
+    assert np.isfinite(value(rows, "FID-matched", ("sex", "Male"))["value"])
+    for row in evaluate.equity(rows, ["sex"], "FID-matched"):
+        assert np.isnan(row["value"]) and row["note"] == "ineligible: Female"  # a category that nobody has is no part
+
+
+def test_matched_fid_of_patients_with_several_images_has_no_interval():
+    many = make_reference(n=1200, seed=6, per_patient=3)
+    few = np.arange(1200) < 12  # four patients
+    many.masks["sex", "Female"] = few
+    rows = evaluate.matched(fake(many), many, 0)
+    male = value(rows, "FID-matched", ("sex", "Male"))
+    assert np.isfinite(male["value"]) and np.isnan(male["lo"]) and np.isnan(male["hi"])
+    mask = many.masks["sex", "Male"]
+    people = many.rows["patient"][mask].nunique()
+    assert male["note"].endswith(f"no interval: {mask.sum()} images of {people} patients") and people < mask.sum()
+    assert value(rows, "FID-matched", ("sex", "Female"))["note"] == "ineligible: n = 12 < 30 (of 4 patients)"
+
+
 def test_matched_interval_holds_the_spread_of_fresh_samples(ref):
     """The half-width is 1.96 standard deviations of the FID of new samples of n images or, where the true distance is
     small against FID's bias, more; also where a group IS n images, so that every subset is the group."""
@@ -199,6 +225,15 @@ def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):
         "KID: hcn is below text", "KID: hcn is within noise of flat", "KID: text is above flat"]  # fmt: skip
 
 
+def test_a_difference_without_interval_is_neither_above_nor_below():
+    row = evaluate.result("difference", "hcn", ("overall", ""), "AUROC minus 1a", 0.2, 40, 0, note="too few", setting="1b")
+    none = row | {"value": np.nan, "note": "ineligible: 3 positives < 10"}
+    said = evaluate.within_noise([row, row | {"note": "", "lo": 0.1, "hi": 0.3}, none])
+    assert said == ["AUROC: 1b with hcn cannot be told from 1a (+0.2, too few)",
+                    "AUROC: 1b with hcn is above 1a (+0.2, +0.1 to +0.3)",
+                    "AUROC: 1b with hcn cannot be told from 1a (ineligible: 3 positives < 10)"]  # fmt: skip
+
+
 # --- alignment, measurement -----------------------------------------------------------------------------------------
 def oracle(rows, wrong=0):
     """A judge that reads the requests, and errs on the first `wrong` sexes; ages 10 years off."""
@@ -213,6 +248,7 @@ def test_alignment_counts_what_the_judge_says_against_the_request(ref):
     assert value(rows, "accuracy:age")["value"] == 1.0 and value(rows, "accuracy:sex")["value"] == 0.75
     assert value(rows, "accuracy")["value"] == pytest.approx(0.875) and value(rows, "age RMSE")["value"] == pytest.approx(10)
     assert value(rows, "AUROC:spot")["value"] == 1.0
+    assert value(rows, "accuracy:age")["hi"] == 1 > value(rows, "accuracy:age")["lo"] > 0.97  # 200 of 200 patients
     sex = value(rows, "accuracy:sex")
     assert sex["lo"] < 0.75 < sex["hi"] and sex["hi"] - sex["lo"] == pytest.approx(4 * np.sqrt(0.75 * 0.25 / 200), rel=0.4)
 

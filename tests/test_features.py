@@ -103,6 +103,16 @@ def test_cache_is_keyed_by_content(tmp_path, monkeypatch):
         features.cached(file, images, size=64)
 
 
+def test_cache_is_keyed_by_the_real_file_not_by_the_listed_hash(tmp_path, monkeypatch):
+    calls, own = [], tmp_path / "biovil_image_resnet50_proj_size_128.safetensors"  # a copy stands before the listed file
+    monkeypatch.setattr(features, "extract", lambda images, *a: calls.append(a) or np.zeros((len(images), 4), np.float32))
+    assert weights.entries()["biovil"].sha256
+    for content in (b"one", b"one", b"other"):
+        own.write_bytes(content)
+        features.cached(tmp_path / "f.npz", pattern(2, 16), "biovil", folder=str(tmp_path))
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize(("normalise", "black", "white"), [
     ("symmetric", -1, 1), ("unit", 0, 1), ("bytes", 0, 255), ("grey_1024", -1024, 1024), ("imagenet", -0.485 / 0.229, (1 - 0.485) / 0.229)])  # fmt: skip
 def test_normalisations_map_black_and_white_as_published(normalise, black, white):

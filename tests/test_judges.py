@@ -76,6 +76,9 @@ def test_a_category_the_judge_does_not_know_is_left_out_and_named(ref, present):
     said = np.array(known.outputs)[s.features[:, :3].argmax(1)]
     assert row["n"] == (race != "Hispanic").sum() and row["note"] == "without Hispanic, no answer of this judge"
     assert row["value"] == (said == race)[race != "Hispanic"].mean()
+    perfect = replace(wider, rows=wider.rows.assign(race=said), extractor="race")
+    (row,) = judges.category(s, perfect, judges.Judge(known, ["accuracy:race"], ""), 20, 0)
+    assert row["value"] == row["hi"] == 1 > row["lo"] > 0.97
 
 
 def test_a_wrong_file_is_an_error_not_a_missing_number(ref, tmp_path):

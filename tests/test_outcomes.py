@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from compdiff import comparisons, config, datasets, outcomes, significance, stats
+from compdiff import comparisons, config, datasets, frames, outcomes, record, significance, stats, tables
 from compdiff.attributes import AGE, SEX, Schema
 from compdiff.downstream import REAL, Judged
 
@@ -156,6 +156,23 @@ def test_no_number_is_missing_without_a_reason(judged):
     absent = frame[frame["value"].isna()]
     assert len(absent) and absent["note"].str.startswith("ineligible").all()
     assert not frame.duplicated(["method", "setting", "group_kind", "group", "metric"]).any()
+
+
+def test_table4_shows_what_is_written_here(judged):
+    """Every name that Table 4 may show is written for some kind of group, and its numbers are those rows'."""
+    written = {kind: {r["metric"] for r in judged[2] if (r["group_kind"], r["group"]) == (kind, "")}
+               for kind in ("overall", *SCHEMA.names, "age x sex")}  # fmt: skip
+    results = frames.over_seeds(record.results(judged[2], dataset="chest", seed=0))
+    panels = {kind: metrics for _, kind, _, metrics in tables.table4_panels(results)}
+    assert set(tables.DOWNSTREAM) <= written["overall"] and panels["overall"] == list(tables.DOWNSTREAM)
+    for kind in (*SCHEMA.names, "age x sex"):
+        assert panels[kind] == [m for m in tables.disparity_metrics(kind, "spot") if m in written[kind]]
+    assert panels["sex"] == tables.disparity_metrics("sex", "spot")
+    assert {"gap90 underdiagnosis", "equalized odds difference:spot", "gap macro AUROC"} <= set(panels["sex"])
+    assert {"gap AUROC:spot", "equalized odds difference:spot"} <= set(panels["age x sex"])
+    table = tables.table4(results).set_index(["panel", "column"])
+    row = value(judged[2], "equalized odds difference:spot", ("sex", ""))
+    assert table.loc[("By sex", "equalized odds difference:spot"), "value"] == row["value"]
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------

@@ -173,13 +173,16 @@ def test_reliability_bins_hold_everybody_and_calibrated_ones_lie_on_the_diagonal
 
 def test_predictions_are_read_by_classifier_and_only_on_test_images(tmp_path):
     table = predictions()["1a", "real_train"]
-    for name in ("1a_real_train", "1b_hcn_fairdiffusion", "1d_text_glaucoma"):
+    held = [("1a", "real_train", 0.8), ("1b", "hcn_fairdiffusion", 0.7), ("2b", "text", np.nan)]
+    results = pd.DataFrame([(*row, "downstream") for row in held], columns=["setting", "method", "value", "stage"])
+    names = ("1a_real_train", "1b_hcn_fairdiffusion", "1d_text_glaucoma", "1b_flat", "2b_text")  # the last two: of old runs
+    for name in names:
         (tmp_path / name).mkdir()
         table.assign(split=["val"] * 50 + ["test"] * 150).to_csv(tmp_path / name / "predictions.csv", index=False)
-    found = plots_downstream.predictions(tmp_path)
-    assert set(found) == {("1a", "real_train"), ("1b", "hcn_fairdiffusion")}, "not a single task's classifier"
+    found = plots_downstream.predictions(tmp_path, results)
+    assert set(found) == {("1a", "real_train"), ("1b", "hcn_fairdiffusion")}, "neither a single task's classifier nor one without a number"
     assert {len(t) for t in found.values()} == {150} and plots_downstream.labels_of(found["1a", "real_train"]) == ["x"]
-    assert plots_downstream.predictions(tmp_path / "nowhere") == {}
+    assert plots_downstream.predictions(tmp_path / "nowhere", results) == {}
 
 
 def test_gallery_shows_every_sex_and_the_rarest_and_commonest_third_attribute():

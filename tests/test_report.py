@@ -38,6 +38,10 @@ def test_gates_fall_either_way(results):
     assert {f.holds for f in report.findings(blind, SCHEMA) if f.gate == "accuracy" and f.about == "age"} == {
         None
     }, "a judge that guesses"
+    pixels = results[results["metric"] == "suspected copies"].assign(metric="suspected copies (pixels)", lo=0.4, hi=0.6)
+    blurred = report.copy_gates(pd.concat([results, pixels]))
+    assert {f.holds for f in blurred} == {False}, "one metric of two is not enough"
+    assert all("(point value)" in report.HEADINGS[gate] for gate in ("accuracy", "KID below untrained"))
     missing = {f.holds for f in report.findings(results[results["method"].isin(config.METHODS)], SCHEMA)}
     assert missing == {None}, "without controls nothing can be said"
 
@@ -80,10 +84,14 @@ def test_seeds_and_holm_are_named():
             *(base | {"metric": f"p (permutation, Holm) AUPRC:{x} minus 1a", "value": p}
               for x, p in (("x", 0.049), ("y", 0.051)))]  # fmt: skip
     lines = report.downstream_lines(frames.over_seeds(record.results(rows)))
-    assert "- **macro AUROC** of 1 classifiers: 1 below." in lines
-    assert [f"- **AUPRC:{x}** of 1 classifiers: 1 {word}." in lines for x, word in
-            (("x", "above"), ("y", "within noise"), ("z", "cannot be said"))] == [True] * 3  # fmt: skip
+    assert "- **macro AUROC** of 1 classifiers, by p: 1 below." in lines
+    assert [f"- **AUPRC:{x}** of 1 classifiers, by {by}: 1 {word}." in lines for x, by, word in
+            (("x", "p", "above"), ("y", "p", "within noise"), ("z", "interval", "cannot be said"))] == [True] * 3  # fmt: skip
+    assert lines[2].startswith("By the p-value adjusted by Holm (0.05)")
     assert "  - below: 1b HCN (CompDiff) -0.1 [-0.2, -0.02], p = 0.03 (bootstrap, Holm)" in lines
+    rows[1] |= {"value": 0.06}  # one of several methods: its own interval excludes 0, the family's test does not
+    lines = report.downstream_lines(frames.over_seeds(record.results(rows)))
+    assert "- **macro AUROC** of 1 classifiers, by p: 1 within noise." in lines
 
 
 def test_published_directions_stand_in_the_report_under_both_readings(results):

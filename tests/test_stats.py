@@ -280,3 +280,16 @@ def test_committed_coverage_is_the_full_study_and_holds_where_it_is_claimed():
 def test_the_full_study_gives_the_committed_numbers():
     again = pd.DataFrame(COVERAGE["study"](BY_NAME["reference"], 2000, 1000, seed=0)).set_index("interval")
     pd.testing.assert_series_equal(again["covered"], committed("reference")["covered"], rtol=1e-3)
+
+
+# --- shares -----------------------------------------------------------------------------------------------------------
+def test_a_share_of_0_or_1_has_the_jeffreys_interval_of_its_patients():
+    """Twelve images of four patients, against scipy's beta; anything between is the percentile bootstrap."""
+    drawn = stats.resample_patients(np.repeat(list("abcd"), 3), 200, 0)
+    all_right = stats.share_interval(np.ones(12), drawn)
+    assert (all_right.value, all_right.hi) == (1, 1) and all_right.lo == pytest.approx(scipy_stats.beta.ppf(0.025, 4.5, 0.5))
+    none = stats.share_interval(np.zeros(6), drawn.rows(np.arange(12) < 6))  # patients a and b only
+    assert (none.value, none.lo) == (0, 0) and none.hi == pytest.approx(scipy_stats.beta.ppf(0.975, 0.5, 2.5))
+    hits = np.arange(12) % 5 < 3
+    plain = stats.percentile_interval(hits.mean(), stats.mean(hits, drawn.counts()))
+    assert stats.share_interval(hits, drawn) == plain and plain.lo < plain.hi
