@@ -20,7 +20,9 @@ from compdiff import config, execute, methods, paths, sources, stages
 # Imports point to the same row or to one above it (tests/test_project.py is where a new module is declared).
 LAYERS = {
     "ground": {"paths", "config", "attributes", "record", "sources"},
-    "data": {"phantoms", "problems", "pictures", "manifests", "nih", "cohorts", "shards", "datasets"},
+    "data": {
+        "phantoms", "problems", "pictures", "manifests", "nih", "cohorts", "shards", "datasets", "heart",
+    },
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents"},
     "run": {"train", "methods", "base", "sample", "classify"},
     "judge": {
