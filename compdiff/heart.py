@@ -178,7 +178,7 @@ def _surroundings(x: np.ndarray, y: np.ndarray, p: dict, mottle: np.ndarray, fin
     image = 0.05 + 0.16 * np.maximum(fine - 1.1, 0)  # lung with vessels
     image = image + _edge((9.5 - np.hypot(x - 47, y - 34)) / FIELD) * (0.62 - image)
     below = y - (43 + p["dome"] + 0.006 * (x + 12) ** 2)
-    organ = np.where(x < 22, 0.30 + 0.02 * mottle, 0.20 + 0.06 * mottle) + 0.22 * np.maximum(fine - 1.4, 0)
+    organ = 0.20 + 0.04 * mottle + 0.10 * _edge((22 - x) / FIELD, 0.2) + 0.22 * np.maximum(fine - 1.4, 0)
     image = image + _edge((below + 3) / FIELD) * (0.46 - image)
     image = image + _edge(below / FIELD) * (organ - image)
     out = np.hypot(x - 25, y - 30) - 86  # > 0 in the chest wall
@@ -204,7 +204,7 @@ def _short_axis(x: np.ndarray, y: np.ndarray, p: dict, time: float, level: float
     fat = shell + 2.5 + 2 * np.cos(3 * np.arctan2(y, x) + 1)
     spot = inner * 0.16 + 0.8
     papillary = sum(_blob(x, y, *(0.66 * inner * np.array([np.cos(w), np.sin(w)])), spot, spot) for w in (0.75, 2.3))
-    right = np.minimum(right, -left - 0.5)
+    right = np.minimum(right, -left)
     return _Anatomy(fat, shell, right, right, left, inner - q, np.minimum(papillary, 1) * (level < 0.7))
 
 
@@ -212,12 +212,12 @@ def _four_chamber(x: np.ndarray, y: np.ndarray, p: dict, time: float) -> _Anatom
     """Half ellipsoids with the apex on top, of constant length; the atria below the valves are blood, but not in the mask."""
     x, y = _turned(x - 16, y - 14, p["rotation"])  # origin: the middle of the mitral valve
     inner, outer = radii(p, time)
-    length = 40 + p["cavity_radius"]  # mm, from valve to apex
+    length = 33 + p["cavity_radius"]  # mm, from valve to apex
     width = p["right_radius"] * (1 - 0.6 * p["ejection_fraction"] * contraction(time))
     left, cavity = _half(x, y, outer, length + p["wall_thickness"]), _half(x, y, inner, length)
-    right = np.minimum(_half(x + 0.95 * outer, y, width, 0.8 * length), -left - 0.5)
-    fill = 1 + 0.25 * contraction(time)  # the atria fill while the ventricles empty
-    atria = np.maximum(*((1 - np.hypot((x - x0) / (17 * fill), (y - 20) / (14 * fill))) * 15 for x0 in (-1, -outer - 8)))
+    right = np.minimum(_half(x + 0.95 * outer, y, width, 0.8 * length), -left)
+    fill = 1 + 0.12 * contraction(time)  # the atria fill while the ventricles empty
+    atria = np.maximum(*((1 - np.hypot((x - x0) / (16 * fill), (y - 20) / (14 * fill))) * 15 for x0 in (0, -outer - 6)))
     shell = np.maximum.reduce([left, right + 3, atria + 2])
     return _Anatomy(shell + 3, shell, np.maximum(right, np.minimum(atria, y - 3)), right, left, cavity, 0.0)
 

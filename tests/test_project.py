@@ -21,7 +21,8 @@ from compdiff import config, execute, methods, paths, sources, stages
 LAYERS = {
     "ground": {"paths", "config", "attributes", "record", "sources"},
     "data": {
-        "phantoms", "problems", "pictures", "manifests", "nih", "cohorts", "shards", "datasets", "heart",
+        "phantoms", "problems", "pictures", "manifests", "nih", "cohorts", "shards", "datasets", "heart", "cardiac",
+        "cardiac_manifest", "cardiac_views", "cardiac_files",
     },
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents"},
     "run": {"train", "methods", "base", "sample", "classify"},

@@ -1,0 +1,115 @@
+"""From the frames of a patient to the inputs of `cardiac`: which frames, the same window and the same square for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from compdiff import cardiac, heart
+from compdiff.cardiac import CINE_FRAMES, VOLUME_SLICES
+from compdiff.cardiac_manifest import CardiacManifest
+
+MIN_CINE, MIN_SLICES = 4, 3  # below that a series is no cine, a stack no volume
+
+
+@dataclass
+class Patient:
+    """A line of the patients' table and the frames that belong to it."""
+
+    line: int  # in the patients' table; the header is line 1
+    numbers: dict[str, float] = field(default_factory=dict)  # as far as they are known
+    categories: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    frames: list[Frame] = field(default_factory=list)
+
+
+@dataclass
+class Frame:
+    """A line of the pictures' table."""
+
+    line: int  # in the pictures' table
+    view: str
+    phase: str  # ED, ES or ""
+    slice: int
+    frame: int
+    mid: bool | None  # None: the table does not say
+    image: Path
+    mask: Path | None
+
+
+def missing(patients: list[Patient]) -> dict[str, str]:
+    """Inputs that not every patient has -> why, and what would bring them."""
+    remedy = "choose another input, or leave out the patients that lack it"
+    out = {}
+    for name, needs, what in (("cine", MIN_CINE, "frames of the mid short-axis slice"), ("four_chamber", MIN_CINE, "four-chamber frames"),
+                              ("volume", MIN_SLICES, "short-axis slices at ED")):  # fmt: skip
+        least = min(len(series(p, name)) for p in patients)
+        if least < needs:
+            out[name] = f"a patient has {least} {what}, {needs} are needed -> {remedy}"
+    return out
+
+
+def mid_frame(patient: Patient, phase: str) -> Frame:
+    """The mid short-axis slice at ED or ES."""
+    return next(f for f in patient.frames if f.mid and f.phase == phase)
+
+
+def series(patient: Patient, name: str) -> list[Frame]:
+    """The frames of an input in order: one beat from ED for a cine, from base to apex for a volume."""
+    frames = [f for f in patient.frames if f.view == ("four_chamber" if name == "four_chamber" else "short_axis")]
+    if name == "volume":
+        return sorted((f for f in frames if f.phase == "ED"), key=lambda f: f.slice)
+    level = mid_frame(patient, "ED").slice
+    beat = sorted((f for f in frames if name == "four_chamber" or f.slice == level), key=lambda f: f.frame)
+    first = next((i for i, f in enumerate(beat) if f.phase == "ED"), 0)
+    return beat[first:] + beat[:first]
+
+
+def chosen(patient: Patient, name: str) -> list[Frame]:
+    """The frames that make an input; CINE_FRAMES or VOLUME_SLICES of a series, evenly, by nearest frame."""
+    ends = {"slice": ("ED",), "frame": ("ES",), "stacked": ("ED", "ES")}
+    if name in ends:
+        return [mid_frame(patient, phase) for phase in ends[name]]
+    found = series(patient, name)
+    at = np.linspace(0, len(found) - 1, VOLUME_SLICES) if name == "volume" else np.arange(CINE_FRAMES) * len(found) / CINE_FRAMES
+    return [found[round(float(i)) % len(found)] for i in at]  # a beat is a circle
+
+
+def picture(manifest: CardiacManifest, patient: Patient, name: str, size: int) -> cardiac.Picture:
+    """One input of one patient: windowed to 8 bits and cut to the square around the heart, the same for all its frames."""
+    frames, ends = chosen(patient, name), [mid_frame(patient, phase) for phase in heart.TIMES]
+    white = max(1.0, np.percentile([grey(f.image) for f in ends], manifest.window))
+    square = box(frames[0] if frames[0].view == "four_chamber" else ends[0], manifest.crop)
+    windowed = (np.clip(grey(f.image) * (255 / white), 0, 255).round() for f in frames)
+    images = [_cut(image, square, size, Image.Resampling.LANCZOS) for image in windowed]
+    masks = [_cut(grey(f.mask), square, size, Image.Resampling.NEAREST) for f in frames if f.mask is not None]
+    return _join(name, images), _join(name, masks) if len(masks) == len(frames) else None
+
+
+def _join(name: str, frames: list[np.ndarray]) -> np.ndarray:
+    if name == "stacked":
+        return cardiac.stack(*frames)
+    return frames[0] if name in ("slice", "frame") else np.stack(frames)
+
+
+def _cut(grey_values: np.ndarray, square: tuple[int, int, int, int], size: int, how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(grey_values.astype(np.uint8)).crop(square).resize((size, size), how))
+
+
+def grey(path: Path) -> np.ndarray:
+    """PNG file -> float32 [H, W], 0 to 255 (mask values stay as they are)."""
+    with Image.open(path, formats=["PNG"]) as image:
+        return np.asarray(image.convert("L"), dtype=np.float32)
+
+
+def box(frame: Frame, share: float) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a square inside the picture, centred on the cavity (on the picture where it has no mask)."""
+    height, width = grey(frame.image).shape
+    side = round(share * min(height, width))
+    inside = np.argwhere(grey(frame.mask) == heart.CAVITY) if frame.mask is not None else np.zeros((0, 2))
+    row, column = inside.mean(axis=0) if len(inside) else (height / 2, width / 2)
+    top, left = (int(np.clip(round(at - side / 2), 0, n - side)) for at, n in ((row, height), (column, width)))
+    return left, top, left + side, top + side
