@@ -24,7 +24,7 @@ LAYERS = {
         "phantoms", "problems", "pictures", "manifests", "nih", "cohorts", "shards", "datasets", "heart", "cardiac",
         "cardiac_manifest", "cardiac_views", "cardiac_files",
     },
-    "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents"},
+    "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet"},
     "run": {"train", "methods", "base", "sample", "classify"},
     "judge": {
         "features", "stats", "metrics", "fairness", "downstream", "evaluate", "alignment", "outcomes", "plots",
@@ -32,7 +32,7 @@ LAYERS = {
     },
     "door": {"request", "stages", "execute", "run"},
 }  # fmt: skip
-DIFFUSERS = {"diffusion", "base"}  # the only modules that import diffusers and transformers
+DIFFUSERS = {"diffusion", "base", "controlnet"}  # the only modules that import diffusers and transformers
 FOLDERS = {"notebooks", "compdiff", "data_manifests", "figures", "tests", "docs", "benchmarks", ".ci"}
 FILES = {"README.md", "Makefile", "pyproject.toml", "requirements.txt", "environment.yml", "LICENSE", "CITATION.cff"}
 PACKAGE_OF = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
