@@ -28,7 +28,7 @@ LAYERS = {
     "run": {"train", "methods", "base", "sample", "classify"},
     "judge": {
         "features", "stats", "metrics", "fairness", "downstream", "evaluate", "alignment", "outcomes", "plots",
-        "plots_lesson", "galleries", "tables", "report", "readme",
+        "plots_lesson", "galleries", "tables", "report", "readme", "segment",
     },
     "door": {"request", "stages", "execute", "run"},
 }  # fmt: skip
