@@ -1,4 +1,5 @@
-"""Cardiac studies, whatever their source: one row per patient, and pictures and masks in the five classifier inputs on demand.
+"""Cardiac studies, whatever their source: one row per patient, and pictures and masks in the five classifier inputs
+on demand.
 
 Here: the table, the inputs, frames stacked as colour channels, prompts, sampling weights, and studies made of phantoms
 (`heart`). Studies from files are read by `cardiac_files`. Method section 5.
@@ -29,7 +30,8 @@ INPUTS = {
     "frame": "[S, S] one other time, ES, of the mid slice",
     "stacked": "[S, S, 3] mid slice: ED, ES, ED as colour channels",
 }
-PHRASES = {"sex": "{}", "age": "age in {}s", "bmi": "{} BMI", "townsend": "{} Townsend index", "pathology": "{}"}
+PHRASES = {"sex": "{}", "age": "age in {}s", "bmi": "{} BMI", "townsend": "{} Townsend index"}
+NO_PATHOLOGY = "no heart failure"  # said of patients without the label where a source knows other pathologies
 
 Picture = tuple[np.ndarray, np.ndarray | None]  # image and mask (None: not drawn), uint8, shape as in INPUTS
 
@@ -40,7 +42,7 @@ class NotAvailable(DataError):
 
 @dataclass(frozen=True)
 class Studies:
-    """Patients and their pictures. `table`: id, age_years, one column of category names per attribute, findings, y_<label>."""
+    """Patients and their pictures. Columns of `table`: id, age_years, the attributes, findings, y_<label>."""
 
     title: str
     schema: Schema
@@ -51,14 +53,16 @@ class Studies:
     source: Mapping[str, str] = field(default_factory=dict)  # sha256 of the tables
 
     def images(self, name: str, size: int = 64, rows: Iterable[int] | None = None) -> np.ndarray:
-        """uint8 [n, *INPUTS[name]] of some row numbers (all of them). NotAvailable, or ValueError for an unknown input."""
+        """uint8 [n, *INPUTS[name]] of some row numbers (default: all). NotAvailable; ValueError: unknown input."""
         return np.stack([image for image, _ in self._pictures(name, size, rows)])
 
     def masks(self, name: str, size: int = 64, rows: Iterable[int] | None = None) -> np.ndarray:
-        """As `images`, values 0 background, 1 cavity, 2 myocardium, 3 right ventricle. NotAvailable where one was not drawn."""
+        """As `images`: 0 background, 1 cavity, 2 myocardium, 3 right ventricle. NotAvailable where one is not drawn."""
         masks = [mask for _, mask in self._pictures(name, size, rows)]
         if absent := sum(mask is None for mask in masks):
-            raise NotAvailable(self.title, [f"masks of {name}: not drawn for {absent} patients -> leave those rows out"])
+            raise NotAvailable(
+                self.title, [f"masks of {name}: not drawn for {absent} patients -> leave those rows out"]
+            )
         return np.stack(masks)
 
     def _pictures(self, name: str, size: int, rows: Iterable[int] | None) -> list[Picture]:
@@ -85,31 +89,34 @@ def stack(ed: np.ndarray, es: np.ndarray) -> np.ndarray:
 
 
 def unstack(stacked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[..., S, S, 3] -> ED (mean of its two channels, which a generator may draw differently) and ES, in the same type."""
+    """[..., S, S, 3] -> ED (mean of its two channels, which a generator may draw differently) and ES."""
     ed = stacked[..., [0, 2]].mean(axis=-1)
     return (np.rint(ed).astype(stacked.dtype) if stacked.dtype.kind in "iu" else ed), stacked[..., 1]
 
 
 def prompt(row: Mapping[str, object], named: Iterable[str], schema: Schema) -> str:
-    """"Male, age in 60s, overweight BMI, heart failure": the attributes in `named`, then the findings.
+    """Such as "Male, age in 60s, overweight BMI, heart failure": the attributes in `named`, then the findings.
 
+    A named pathology stands in the place of the findings, which it tells in more detail.
     ValueError for an attribute that the schema does not have.
     """
     names = set(named)
     for name in names:
         schema[name]
-    order = [n for n in PHRASES if n in names and n in schema.names]
+    others = [n for n in schema.names if n not in PHRASES and n != "pathology"]
+    order = [n for n in (*PHRASES, *others) if n in names]
     said = {n: int(row["age_years"]) // 10 * 10 if n == "age" else row[n] for n in order}
-    return ", ".join([*(PHRASES[n].format(said[n]) for n in order), str(row["findings"])])
+    last = "pathology" if "pathology" in names else "findings"
+    return ", ".join([*(PHRASES.get(n, "{}").format(said[n]) for n in order), str(row[last])])
 
 
-def findings(labels: Mapping[str, int]) -> str:
-    """{label: 0 or 1} -> the labels that are present, joined, or "healthy"."""
-    return ", ".join(name for name, value in labels.items() if value) or "healthy"
+def findings(labels: Mapping[str, int], none: str = "healthy") -> str:
+    """{label: 0 or 1} -> the labels that are present, joined, or `none`."""
+    return ", ".join(name for name, value in labels.items() if value) or none
 
 
 def sampling_weights(prompts: Sequence[str], clip: float) -> np.ndarray:
-    """w_i = min(1 / n_prompt(i), 1 / (9 clip)), float64 [n]: frequent prompts count less; those rarer than 9 clip all the same.
+    """w_i = min(1 / n_prompt(i), 1 / (9 clip)), float64 [n]: rows of prompts with more than 9 clip rows count less.
 
     clip: 20 in training, 5 for the copied set (method section 5). ValueError unless clip > 0.
     """
@@ -119,16 +126,25 @@ def sampling_weights(prompts: Sequence[str], clip: float) -> np.ndarray:
     return np.minimum(1 / counts[kind], 1 / (9 * clip))
 
 
+def weighted_rows(weights: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """n row numbers drawn with replacement in proportion to `weights`, int64 [n]: what an epoch of training sees."""
+    weights = np.asarray(weights, dtype=float)
+    return np.random.default_rng(seed).choice(len(weights), size=n, p=weights / weights.sum())
+
+
 # --- studies made of phantoms -----------------------------------------------------------------------------------------
 PHANTOM_SCHEMA = Schema((AGE, SEX, BMI))
 # Declared shares of the generated population: independent, long-tailed, ours.
 SHARES = {"age": (0.0, 0.07, 0.38, 0.48, 0.07), "sex": (0.65, 0.35), "bmi": (0.35, 0.42, 0.23)}
 
 
-def phantom_studies(n: int, cohort: str, *, seed: int, prevalence: float = 0.25, interaction: float = 0.5, balanced: bool = False) -> Studies:
+def phantom_studies(
+    n: int, cohort: str, *, seed: int, prevalence: float = 0.25, interaction: float = 0.5, balanced: bool = False
+) -> Studies:
     """`n` generated patients of a cohort ("train", "test", ...; cohorts share nobody), all inputs available.
 
-    prevalence: share of heart failure, exact up to rounding. balanced: even over age (from 18), sex and BMI instead of SHARES.
+    prevalence: share of heart failure, exact up to rounding. balanced: even over age (from 18), sex and BMI instead
+    of SHARES.
     true_<parameter> columns hold the truth. ValueError: n below 1, prevalence or interaction outside [0, 1].
     """
     if n < 1 or not 0 <= prevalence <= 1:
@@ -144,10 +160,25 @@ def phantom_studies(n: int, cohort: str, *, seed: int, prevalence: float = 0.25,
         labels = {"heart failure": int(failing[i])}
         made = heart.draw(f"heart-{cohort}-{i:06d}", who, labels, seed=seed, interaction=interaction)
         hearts.append(made)
-        rows.append({"id": made.subject, "age_years": made.age_years, **who, "bmi_value": made.bmi, "findings": findings(labels),
-                     **{f"y_{k}": v for k, v in labels.items()}, **{f"true_{k}": v for k, v in made.truth.items()}})  # fmt: skip
-    return Studies("cardiac phantoms", PHANTOM_SCHEMA, ("heart failure",), pd.DataFrame(rows), {},
-                   lambda row, name, size: _phantom_picture(hearts[row], name, size))  # fmt: skip
+        rows.append(
+            {
+                "id": made.subject,
+                "age_years": made.age_years,
+                **who,
+                "bmi_value": made.bmi,
+                "findings": findings(labels),
+                **{f"y_{k}": v for k, v in labels.items()},
+                **{f"true_{k}": v for k, v in made.truth.items()},
+            }
+        )
+    return Studies(
+        "cardiac phantoms",
+        PHANTOM_SCHEMA,
+        ("heart failure",),
+        pd.DataFrame(rows),
+        {},
+        lambda row, name, size: _phantom_picture(hearts[row], name, size),
+    )
 
 
 def _phantom_picture(one: heart.Heart, name: str, size: int) -> Picture:

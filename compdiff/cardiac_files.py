@@ -1,4 +1,4 @@
-"""Cardiac studies from files: tables and PNG slices below one root, read by one path whatever the source (`cardiac_manifest`).
+"""Cardiac studies from files: tables and PNG slices below one root, read by one path whatever the source.
 
 Everything is checked before `read` returns, and all problems come in one report, which names files, rows and columns,
 never a value, a patient or a path. Patients get new names: a hash keyed with the content of the source's own tables.
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import csv
 import fnmatch
-import hashlib
-import hmac
 import io
-import math
 import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
-from compdiff import cardiac, heart, paths
-from compdiff.attributes import MAX_AGE, age_bin
-from compdiff.cardiac import BMI_EDGES, UNKNOWN, Studies
+from compdiff import heart, paths
+from compdiff.attributes import MAX_AGE
+from compdiff.cardiac import UNKNOWN, Studies
 from compdiff.cardiac_manifest import NUMBERS, CardiacManifest
-from compdiff.cardiac_views import Frame, Patient, missing, picture
+from compdiff.cardiac_views import Frame, Patient, studies
 from compdiff.pictures import image_problem
 from compdiff.problems import DataError, Problems
 
@@ -38,7 +34,8 @@ def read(manifest: CardiacManifest, data_root: str) -> Studies:
     DataError: one report of everything that is wrong. Inputs that the source does not hold are in `Studies.missing`.
     """
     root = (paths.ROOT / Path(data_root).expanduser()).resolve()
-    get = f"get it from: {manifest.source} (licence: {manifest.licence}); then DATA_ROOT=<folder that holds {manifest.patients}>"
+    get = f"get it from: {manifest.source} (licence: {manifest.licence}); "
+    get += f"then DATA_ROOT=<folder that holds {manifest.patients}>"
     if not data_root or not root.is_dir():
         raise DataError(manifest.title, [f"DATA_ROOT: {'no such folder' if data_root else 'not given'} -> {get}"])
     release = _Release(manifest, root)
@@ -55,7 +52,7 @@ def read(manifest: CardiacManifest, data_root: str) -> Studies:
     release.check_phases()
     release.check_files()
     release.problems.check()
-    return _studies(manifest, release, texts)
+    return studies(manifest, release.patients, texts)
 
 
 class _Release:
@@ -74,7 +71,9 @@ class _Release:
         try:
             return paths.inside(self.root, relative)
         except ValueError:
-            self.problems.add(where, "path leaves the data folder", "put the file itself there and name it relative to the folder")
+            self.problems.add(
+                where, "path leaves the data folder", "put the file itself there and name it relative to the folder"
+            )
             return None
 
     def table(self, file: str, text: bytes) -> list[tuple[int, dict[str, str]]]:
@@ -93,7 +92,13 @@ class _Release:
         for header in dict.fromkeys(needed):
             found = len(fnmatch.filter(names, header)) if header in patterns else names.count(header)
             if found == 0 or (found > 1 and "*" not in header):
-                self.bad(file, 1, header, f"{found} such columns", "give the table exactly one, or name yours in the manifest")
+                self.bad(
+                    file,
+                    1,
+                    header,
+                    f"{found} such columns",
+                    "give the table exactly one, or name yours in the manifest",
+                )
         if len(self.problems.lines) > before:
             self.problems.check()  # without its columns nothing else can be said about a table
         out = []
@@ -101,7 +106,11 @@ class _Release:
             if len(cells) == len(names):
                 out.append((line, dict(zip(names, (cell.strip() for cell in cells), strict=True))))
             elif any(cells):
-                self.problems.add(f"{file}, row {line}", f"{len(cells)} fields, the header has {len(names)}", "quote or repair this row")
+                self.problems.add(
+                    f"{file}, row {line}",
+                    f"{len(cells)} fields, the header has {len(names)}",
+                    "quote or repair this row",
+                )
         if not out:
             self.problems.add(file, "holds no usable rows", "use the file of the release, unchanged")
         return out
@@ -116,7 +125,13 @@ class _Release:
                 continue
             before = self.patients.get(row[m.columns["patient"]])
             if before is not None and m.patients != m.images:
-                self.bad(file, line, m.columns["patient"], f"same patient as row {before.line}", "one row per patient, one id per person")
+                self.bad(
+                    file,
+                    line,
+                    m.columns["patient"],
+                    f"same patient as row {before.line}",
+                    "one row per patient, one id per person",
+                )
                 continue
             patient = self._patient(line, row)
             if before is None:
@@ -135,7 +150,13 @@ class _Release:
             if text in EMPTY and column.missing == UNKNOWN:
                 patient.categories[name] = UNKNOWN
             elif text in EMPTY:
-                self.bad(file, line, column.header, "missing", "enter it, remove the patient, or set missing: unknown in the manifest")
+                self.bad(
+                    file,
+                    line,
+                    column.header,
+                    "missing",
+                    "enter it, remove the patient, or set missing: unknown in the manifest",
+                )
             elif name in NUMBERS:
                 self._number(patient, name, text, line)
             elif text in column.values:
@@ -144,7 +165,9 @@ class _Release:
                 self.bad(file, line, column.header, "unknown category", f"use one of: {', '.join(column.values)}")
         for name, columns in self.manifest.labels.items():
             found = {h: row[h] for pattern in columns.headers for h in fnmatch.filter(row, pattern)}
-            patient.labels[name] = max((self._present(columns, text, line, header) for header, text in found.items()), default=0)
+            patient.labels[name] = max(
+                (self._present(columns, text, line, header) for header, text in found.items()), default=0
+            )
         return patient
 
     def _number(self, patient: Patient, name: str, text: str, line: int) -> None:
@@ -160,11 +183,15 @@ class _Release:
         if columns.codes:
             code = text.replace(".", "").upper()
             if text not in EMPTY and not re.fullmatch(r"[A-Z]\d[0-9A-Z]{1,4}", code):
-                self.bad(self.manifest.patients, line, header, "is not an ICD-10 code", "one code per field, such as I50.0")
+                self.bad(
+                    self.manifest.patients, line, header, "is not an ICD-10 code", "one code per field, such as I50.0"
+                )
             return int(code.startswith(columns.codes))
         if text not in columns.positive + columns.negative:
             known = ", ".join(columns.positive + columns.negative)
-            self.bad(self.manifest.patients, line, header, "unknown label" if text else "missing", f"use one of: {known}")
+            self.bad(
+                self.manifest.patients, line, header, "unknown label" if text else "missing", f"use one of: {known}"
+            )
         return int(text in columns.positive)
 
     # --- pictures ---------------------------------------------------------------------------------------------------
@@ -176,14 +203,22 @@ class _Release:
             patient = self.patients.get(entry["patient"])
             if patient is None:
                 if entry["patient"] or m.patients != m.images:
-                    self.bad(file, line, m.columns["patient"], f"not in {m.patients}", "add the patient, or remove the row")
+                    self.bad(
+                        file, line, m.columns["patient"], f"not in {m.patients}", "add the patient, or remove the row"
+                    )
                 continue
             frame = self._frame(line, entry)
             if frame is None:
                 continue
             key = (entry["patient"], frame.view, frame.slice, frame.phase, frame.frame)
             if (first := seen.setdefault(key, line)) != line:
-                self.bad(file, line, m.columns["phase"], f"same patient, slice and phase as row {first}", "keep one; two patients need two ids")
+                self.bad(
+                    file,
+                    line,
+                    m.columns["phase"],
+                    f"same patient, slice and phase as row {first}",
+                    "keep one; two patients need two ids",
+                )
             else:
                 patient.frames.append(frame)
 
@@ -196,7 +231,9 @@ class _Release:
                 self.bad(file, line, m.columns[name], "unknown", f"use one of: {', '.join(known)}")
         for name in ("slice", "frame"):
             if not re.fullmatch(r"\d{1,5}", entry.get(name) or "0"):
-                self.bad(file, line, m.columns[name], "is not a whole number", "number slices from the base, frames from ED")
+                self.bad(
+                    file, line, m.columns[name], "is not a whole number", "number slices from the base, frames from ED"
+                )
         if "mid" in entry and entry["mid"] not in ("0", "1"):
             self.bad(file, line, m.columns["mid"], "is not 0 or 1", "1 for one ED and one ES slice per patient")
         files = {}
@@ -208,10 +245,19 @@ class _Release:
         if len(self.problems.lines) > before:
             return None
         mid = entry["mid"] == "1" if "mid" in entry else None
-        return Frame(line, view, phase, int(entry["slice"] or 0), int(entry.get("frame") or 0), mid, files["image"], files.get("mask"))
+        return Frame(
+            line,
+            view,
+            phase,
+            int(entry["slice"] or 0),
+            int(entry.get("frame") or 0),
+            mid,
+            files["image"],
+            files.get("mask"),
+        )
 
     def check_phases(self) -> None:
-        """Every patient has one mid slice in the short axis at ED and at ES; sets `mid` where the table does not say."""
+        """Every patient has one mid short-axis slice at ED and at ES; sets `mid` where the table does not say."""
         for patient in self.patients.values():
             ends = [f for f in patient.frames if f.view == "short_axis" and f.phase]
             at = {phase: {f.slice for f in ends if f.phase == phase} for phase in heart.TIMES}
@@ -222,7 +268,11 @@ class _Release:
                 n = sum(f.mid for f in ends if f.phase == phase)
                 if n != 1:
                     where = f"{self.manifest.patients}, row {patient.line}"
-                    self.problems.add(where, f"this patient has {n} mid slices at {phase}", "give each patient one at ED and one at ES")
+                    self.problems.add(
+                        where,
+                        f"this patient has {n} mid slices at {phase}",
+                        "give each patient one at ED and one at ES",
+                    )
 
     def check_files(self) -> None:
         """Decode every image and mask once: PNG, equal sizes within a patient's view, known mask values."""
@@ -254,28 +304,3 @@ class _Release:
                 known = "0 background, 1 cavity, 2 myocardium, 3 right ventricle, as 8-bit grey"
                 self.bad(*where, "mask with unknown values", f"use {known}")
             return image.size
-
-
-# --- from files to studies ----------------------------------------------------------------------------------------------
-def _studies(manifest: CardiacManifest, release: _Release, texts: dict[str, bytes]) -> Studies:
-    key = hashlib.sha256(b"compdiff cardiac names\0" + b"\0".join(texts.values())).digest()
-    named = {hmac.new(key, k.encode(), "sha256").hexdigest()[:16]: p for k, p in release.patients.items()}
-    patients = [named[k] for k in sorted(named)]  # an order that says nothing about the source's
-    known = [p.numbers["townsend"] for p in patients if "townsend" in p.numbers]
-    tertiles = np.quantile(known, [1 / 3, 2 / 3]) if known else ()
-    rows = []
-    for name, patient in zip(sorted(named), patients, strict=True):
-        binned = {k: _bin(k, v, tertiles) for k, v in patient.numbers.items()}
-        row = {"id": f"p{name}", "age_years": math.floor(patient.numbers["age"]), **patient.categories, **binned}
-        rows.append(row | {"findings": cardiac.findings(patient.labels)} | {f"y_{k}": v for k, v in patient.labels.items()})
-    order = ["id", "age_years", *manifest.schema.names, "findings", *(f"y_{k}" for k in manifest.labels)]
-    source = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
-    return Studies(manifest.title, manifest.schema, tuple(manifest.labels), pd.DataFrame(rows)[order], missing(patients),
-                   lambda row, name, size: picture(manifest, patients[row], name, size), source)  # fmt: skip
-
-
-def _bin(name: str, value: float, tertiles) -> str:
-    if name == "age":
-        return age_bin(value)
-    edges = BMI_EDGES if name == "bmi" else tertiles
-    return NUMBERS[name].categories[int(sum(value >= e for e in edges))]

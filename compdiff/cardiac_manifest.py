@@ -1,7 +1,9 @@
 """Manifests of cardiac sources: `data_manifests/cardiac/<name>.yaml` -> a validated, frozen `CardiacManifest`.
 
-A source is one table of patients, one table of pictures (may be the same file) and PNG files below one root. The manifest
-says which columns hold what; a new source of that kind is a new file. Every key is required, an unknown one is an error.
+A source is one table of patients, one table of pictures (may be the same file) and PNG files below one root. The
+manifest
+says which columns hold what; a new source of that kind is a new file. Every key is required, an unknown one is an
+error.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ KEYS = {*TEXTS, "tables", "columns", "attributes", "labels", "window", "crop"}
 COLUMNS = {"patient", "image", "mask", "phase", "view", "slice", "frame", "mid"}
 NEEDED = {"patient", "image", "mask", "phase", "slice"}
 TOWNSEND = Attribute("townsend", ("low", "middle", "high"))  # tertiles of the source's own patients; high = deprived
-NUMBERS = {"age": AGE, "bmi": BMI, "townsend": TOWNSEND}  # read as numbers and binned; the others are texts with `values`
+NUMBERS = {
+    "age": AGE,
+    "bmi": BMI,
+    "townsend": TOWNSEND,
+}  # read as numbers and binned; the others are texts with `values`
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ class CardiacManifest:
 
 
 def load(name_or_path: str | Path) -> CardiacManifest:
-    """Read and validate `data_manifests/cardiac/<name>.yaml`, or the file at a path that ends in .yaml; else ManifestError."""
+    """Read and validate `data_manifests/cardiac/<name>.yaml`, or the file at a path that ends in .yaml; else
+    ManifestError."""
     path = Path(name_or_path)
     path = path if path.suffix == ".yaml" else FOLDER / f"{name_or_path}.yaml"
     problems = Problems(f"manifest {path}", ManifestError)
@@ -85,7 +92,9 @@ def load(name_or_path: str | Path) -> CardiacManifest:
         raise ManifestError(problems.title, [f"{path}: not readable as YAML ({error}) -> correct that line"]) from None
     if not isinstance(raw, dict) or set(raw) != KEYS:
         odd = sorted(map(str, KEYS ^ set(raw if isinstance(raw, dict) else ())))
-        raise ManifestError(problems.title, [f"keys: missing or unknown: {', '.join(odd)} -> give exactly {', '.join(sorted(KEYS))}"])
+        raise ManifestError(
+            problems.title, [f"keys: missing or unknown: {', '.join(odd)} -> give exactly {', '.join(sorted(KEYS))}"]
+        )
     _check_values(raw, problems)
     tables, columns = _texts(raw, "tables", {"patients", "images"}, {"patients", "images"}, problems), _texts(
         raw, "columns", COLUMNS, NEEDED, problems)  # fmt: skip
@@ -105,14 +114,24 @@ def _check_values(raw: dict, problems: Problems) -> None:
             problems.add(f"key {key}", f"{raw[key]!r} is not known", f"use one of: {', '.join(allowed)}")
     for key, low, high in (("window", 50, 100), ("crop", 0.1, 1)):
         if not (isinstance(raw[key], int | float) and low < raw[key] <= high):
-            problems.add(f"key {key}", f"{raw[key]!r} is not a number above {low}, up to {high}", "99 and 0.5 are usual")
+            problems.add(
+                f"key {key}", f"{raw[key]!r} is not a number above {low}, up to {high}", "99 and 0.5 are usual"
+            )
 
 
 def _texts(raw: dict, key: str, known: set[str], needed: set[str], problems: Problems) -> dict[str, str]:
     given = raw[key]
-    good = isinstance(given, dict) and needed <= set(given) <= known and all(isinstance(v, str) and v for v in given.values())
+    good = (
+        isinstance(given, dict)
+        and needed <= set(given) <= known
+        and all(isinstance(v, str) and v for v in given.values())
+    )
     if not good:
-        problems.add(f"key {key}", "does not fit", f"give texts for: {', '.join(sorted(needed))}; possible: {', '.join(sorted(known))}")
+        problems.add(
+            f"key {key}",
+            "does not fit",
+            f"give texts for: {', '.join(sorted(needed))}; possible: {', '.join(sorted(known))}",
+        )
     return dict(given) if good else {}
 
 
@@ -120,21 +139,33 @@ def _attributes(raw: object, problems: Problems) -> dict[str, AttributeColumn]:
     """Two attributes at least, age among them; a category `unknown` is added where missing values form a group."""
     out = {}
     if not isinstance(raw, dict) or len(raw) < 2 or "age" not in raw:
-        problems.add("key attributes", "is not a mapping of age and at least one more", "see data_manifests/cardiac/folder.yaml")
+        problems.add(
+            "key attributes", "is not a mapping of age and at least one more", "see data_manifests/cardiac/folder.yaml"
+        )
         return {}
     for name, entry in raw.items():
         where = f"key attributes: {name}"
-        if not isinstance(entry, dict) or set(entry) - {"values", "missing"} != {"header"} or not isinstance(entry["header"], str):
+        if (
+            not isinstance(entry, dict)
+            or set(entry) - {"values", "missing"} != {"header"}
+            or not isinstance(entry["header"], str)
+        ):
             problems.add(where, "is not a mapping with a header", "keys: header, values, missing")
             continue
         values, missing = entry.get("values", {}), entry.get("missing", "reject")
         numeric = name in NUMBERS
         texts = isinstance(values, dict) and all(isinstance(t, str) for pair in values.items() for t in pair)
-        if not texts or numeric == bool(values) or missing not in ("reject", UNKNOWN) or (name == "age" and missing != "reject"):
-            remedy = f"numbers ({', '.join(NUMBERS)}) take no values, texts need them, quoted; missing is reject or unknown (never for age)"
+        if (
+            not texts
+            or numeric == bool(values)
+            or missing not in ("reject", UNKNOWN)
+            or (name == "age" and missing != "reject")
+        ):
+            remedy = f"numbers ({', '.join(NUMBERS)}) take no values, texts need quoted ones; "
+            remedy += "missing: reject or unknown, for age only reject"
             problems.add(where, "values or missing do not fit", remedy)
             continue
-        attribute = NUMBERS[name] if numeric else SEX if name == "sex" else Attribute(name, tuple(dict.fromkeys(values.values())))
+        attribute = {"sex": SEX, **NUMBERS}.get(name) or Attribute(name, tuple(dict.fromkeys(values.values())))
         if odd := set(values.values()) - set(attribute.categories):
             problems.add(where, f"{sorted(odd)} are not categories", f"use: {', '.join(attribute.categories)}")
         if missing == UNKNOWN:
@@ -150,7 +181,11 @@ def _labels(raw: object, problems: Problems) -> dict[str, LabelColumns]:
             isinstance(v, list) and v and all(isinstance(t, str) for t in v) for v in entry.values()
         )  # fmt: skip
         if not lists:
-            problems.add(f"key labels: {name}", "does not fit", "give lists: headers with positive and negative, or headers with codes")
+            problems.add(
+                f"key labels: {name}",
+                "does not fit",
+                "give lists: headers with positive and negative, or headers with codes",
+            )
             continue
         out[name] = LabelColumns(**{k: tuple(entry.get(k, ())) for k in ("headers", "positive", "negative", "codes")})
     if not out:

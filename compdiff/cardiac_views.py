@@ -1,16 +1,24 @@
-"""From the frames of a patient to the inputs of `cardiac`: which frames, the same window and the same square for all of them."""
+"""From the checked rows and frames of patients to `Studies`: new names, bins, and the pictures of every input.
+
+All frames of an input share one window and one square around the heart.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from compdiff import cardiac, heart
-from compdiff.cardiac import CINE_FRAMES, VOLUME_SLICES
-from compdiff.cardiac_manifest import CardiacManifest
+from compdiff.attributes import age_bin
+from compdiff.cardiac import BMI_EDGES, CINE_FRAMES, NO_PATHOLOGY, VOLUME_SLICES, Studies, findings
+from compdiff.cardiac_manifest import NUMBERS, CardiacManifest
 
 MIN_CINE, MIN_SLICES = 4, 3  # below that a series is no cine, a stack no volume
 
@@ -40,12 +48,50 @@ class Frame:
     mask: Path | None
 
 
+def studies(manifest: CardiacManifest, people: dict[str, Patient], texts: dict[str, bytes]) -> Studies:
+    """Checked patients by their ids -> studies under new names: a hash keyed with the source's tables."""
+    key = hashlib.sha256(b"compdiff cardiac names\0" + b"\0".join(texts.values())).digest()
+    named = {hmac.new(key, k.encode(), "sha256").hexdigest()[:16]: p for k, p in people.items()}
+    patients = [named[k] for k in sorted(named)]  # an order that says nothing about the source's
+    known = [p.numbers["townsend"] for p in patients if "townsend" in p.numbers]
+    tertiles = np.quantile(known, [1 / 3, 2 / 3]) if known else ()
+    none = NO_PATHOLOGY if "pathology" in manifest.attributes else "healthy"
+    rows = []
+    for name, patient in zip(sorted(named), patients, strict=True):
+        binned = {k: _bin(k, v, tertiles) for k, v in patient.numbers.items()}
+        row = {"id": f"p{name}", "age_years": math.floor(patient.numbers["age"]), **patient.categories, **binned}
+        rows.append(
+            row | {"findings": findings(patient.labels, none)} | {f"y_{k}": v for k, v in patient.labels.items()}
+        )
+    order = ["id", "age_years", *manifest.schema.names, "findings", *(f"y_{k}" for k in manifest.labels)]
+    source = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
+    return Studies(
+        manifest.title,
+        manifest.schema,
+        tuple(manifest.labels),
+        pd.DataFrame(rows)[order],
+        missing(patients),
+        lambda row, name, size: picture(manifest, patients[row], name, size),
+        source,
+    )
+
+
+def _bin(name: str, value: float, tertiles) -> str:
+    if name == "age":
+        return age_bin(value)
+    edges = BMI_EDGES if name == "bmi" else tertiles
+    return NUMBERS[name].categories[int(sum(value >= e for e in edges))]
+
+
 def missing(patients: list[Patient]) -> dict[str, str]:
     """Inputs that not every patient has -> why, and what would bring them."""
     remedy = "choose another input, or leave out the patients that lack it"
     out = {}
-    for name, needs, what in (("cine", MIN_CINE, "frames of the mid short-axis slice"), ("four_chamber", MIN_CINE, "four-chamber frames"),
-                              ("volume", MIN_SLICES, "short-axis slices at ED")):  # fmt: skip
+    for name, needs, what in (
+        ("cine", MIN_CINE, "frames of the mid short-axis slice"),
+        ("four_chamber", MIN_CINE, "four-chamber frames"),
+        ("volume", MIN_SLICES, "short-axis slices at ED"),
+    ):
         least = min(len(series(p, name)) for p in patients)
         if least < needs:
             out[name] = f"a patient has {least} {what}, {needs} are needed -> {remedy}"
@@ -74,12 +120,16 @@ def chosen(patient: Patient, name: str) -> list[Frame]:
     if name in ends:
         return [mid_frame(patient, phase) for phase in ends[name]]
     found = series(patient, name)
-    at = np.linspace(0, len(found) - 1, VOLUME_SLICES) if name == "volume" else np.arange(CINE_FRAMES) * len(found) / CINE_FRAMES
+    at = (
+        np.linspace(0, len(found) - 1, VOLUME_SLICES)
+        if name == "volume"
+        else np.arange(CINE_FRAMES) * len(found) / CINE_FRAMES
+    )
     return [found[round(float(i)) % len(found)] for i in at]  # a beat is a circle
 
 
 def picture(manifest: CardiacManifest, patient: Patient, name: str, size: int) -> cardiac.Picture:
-    """One input of one patient: windowed to 8 bits and cut to the square around the heart, the same for all its frames."""
+    """One input of one patient: 8 bits, one window and one square around the heart for all its frames."""
     frames, ends = chosen(patient, name), [mid_frame(patient, phase) for phase in heart.TIMES]
     white = max(1.0, np.percentile([grey(f.image) for f in ends], manifest.window))
     square = box(frames[0] if frames[0].view == "four_chamber" else ends[0], manifest.crop)
@@ -106,7 +156,7 @@ def grey(path: Path) -> np.ndarray:
 
 
 def box(frame: Frame, share: float) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a square inside the picture, centred on the cavity (on the picture where it has no mask)."""
+    """Left, top, right, bottom of a square inside the picture, centred on the cavity (else on the picture)."""
     height, width = grey(frame.image).shape
     side = round(share * min(height, width))
     inside = np.argwhere(grey(frame.mask) == heart.CAVITY) if frame.mask is not None else np.zeros((0, 2))

@@ -6,11 +6,13 @@ picture (EFFECTS) is an arbitrary teaching signal WITHOUT MEDICAL MEANING; only 
 Lengths in mm; the picture shows 140 x 140 mm, x to the right, y down, origin in the middle; grey in [0, 1]. Masks:
 0 background (atria and muscle of the right ventricle too), 1 left-ventricle cavity with its papillary muscles,
 2 myocardium of the left ventricle, 3 right-ventricle cavity; 1 and 2 as in the Sunnybrook files. Geometry:
-  - `level` l runs along the left ventricle: 0 the mid slice, 1 the apex, negative towards the base; radii scale with sqrt(1 - l^2);
+  - `level` l runs along the left ventricle: 0 the mid slice, 1 the apex, negative towards the base;
+    radii scale with sqrt(1 - l^2);
   - the cavity's area falls from A_ED to A_ES = (1 - EF) A_ED in every slice and its length is constant, so the ejection
     fraction of the volume is the one of each slice's areas; the myocardium's area is constant, so it thickens;
   - `time` in [0, 1) of the heart beat: 0 is end-diastole (ED), SYSTOLE is end-systole (ES).
-A subject's random numbers do not depend on its attributes or label: draws that differ only in those are counterfactual pairs.
+A subject's random numbers do not depend on its attributes or label: draws that differ only in those are
+counterfactual pairs.
 """
 
 from __future__ import annotations
@@ -32,16 +34,19 @@ BACKGROUND, CAVITY, MYOCARDIUM, RIGHT = 0, 1, 2, 3  # mask values
 CATEGORIES = {"age": AGE_BINS, "sex": ("Male", "Female"), "bmi": ("normal", "overweight", "obese")}
 BMI_RANGE = {"normal": (18.5, 24.9), "overweight": (25.0, 29.9), "obese": (30.0, 39.9)}  # kg/m2, drawn uniformly
 
-# The one table of effects. Rows: base, scatter = value of a 60-year-old healthy man of BMI 25, individual standard deviation;
-# age = per decade above 60; sex = Female minus Male; bmi = per 5 kg/m2 above 25; heart failure = added if present;
-# the last two rows = Female (per decade above 60) with heart failure only, times the `interaction` dial.
-# Units: radii and thicknesses in mm at ED, ejection_fraction a fraction, contrast (blood minus myocardium) and noise in grey.
+# The one table of effects. Rows:
+#   base, scatter        value of a healthy 60-year-old man of BMI 25; individual standard deviation
+#   age, sex, bmi        per decade above 60; Female minus Male; per 5 kg/m2 above 25
+#   heart failure        added if present
+#   sex x heart failure  added to women with heart failure, times the `interaction` dial
+#   age x heart failure  added per decade above 60 to patients with heart failure, times that dial
+# Units: radii and thicknesses in mm at ED, ejection_fraction a fraction, contrast (blood - muscle) and noise grey.
 # fmt: off
 EFFECTS = {
-    "base": {"cavity_radius": 23.5, "wall_thickness": 9.0, "ejection_fraction": .62, "right_radius": 24.0, "contrast": .46,
-             "chest_fat": 10.0, "noise": .020},
-    "scatter": {"cavity_radius": 1.2, "wall_thickness": .6, "ejection_fraction": .03, "right_radius": 1.5, "contrast": .02,
-                "chest_fat": 1.5, "noise": .002},
+    "base": {"cavity_radius": 23.5, "wall_thickness": 9.0, "ejection_fraction": .62, "right_radius": 24.0,
+             "contrast": .46, "chest_fat": 10.0, "noise": .020},
+    "scatter": {"cavity_radius": 1.2, "wall_thickness": .6, "ejection_fraction": .03, "right_radius": 1.5,
+                "contrast": .02, "chest_fat": 1.5, "noise": .002},
     "age": {"wall_thickness": .5, "contrast": -.035},
     "sex": {"cavity_radius": -2.5, "wall_thickness": -1.5, "chest_fat": 4.0},
     "bmi": {"wall_thickness": .4, "cavity_radius": .5, "chest_fat": 6.0, "noise": .006},
@@ -50,7 +55,12 @@ EFFECTS = {
     "age x heart failure": {"cavity_radius": -.8, "ejection_fraction": .03},
 }
 # fmt: on
-LIMITS = {"ejection_fraction": (0.08, 0.80), "wall_thickness": (4.0, 20.0), "cavity_radius": (14.0, 40.0), "contrast": (0.15, 0.7)}
+LIMITS = {
+    "ejection_fraction": (0.08, 0.80),
+    "wall_thickness": (4.0, 20.0),
+    "cavity_radius": (14.0, 40.0),
+    "contrast": (0.15, 0.7),
+}
 
 
 @dataclass(frozen=True)
@@ -89,17 +99,31 @@ def draw(subject: str, attributes: dict, labels: dict, *, seed: int, interaction
     bmi = round(low + uniform[1] * (high - low), 1)
     female, failing = int(attributes["sex"] == "Female"), labels["heart failure"]
     truth = parameters(age_years, female, bmi, failing, normal[:10], interaction)
-    truth |= {"shift_x": 2.0 * normal[10], "shift_y": 2.0 * normal[11], "rotation": 6 * (2 * uniform[2] - 1),  # mm, degrees
-              "oblong": 1 + 0.03 * normal[12], "exposure": 1 + 0.05 * normal[13], "dome": 2.5 * normal[14]}  # fmt: skip
+    truth |= {
+        "shift_x": 2.0 * normal[10],
+        "shift_y": 2.0 * normal[11],
+        "rotation": 6 * (2 * uniform[2] - 1),  # mm, degrees
+        "oblong": 1 + 0.03 * normal[12],
+        "exposure": 1 + 0.05 * normal[13],
+        "dome": 2.5 * normal[14],
+    }
     who = {name: attributes[name] for name in CATEGORIES}
     return Heart(subject, who, age_years, bmi, dict(labels), {k: float(v) for k, v in truth.items()}, seed)
 
 
-def parameters(age_years: float, female: int, bmi: float, failing: int, normal: np.ndarray, interaction: float) -> dict[str, float]:
+def parameters(
+    age_years: float, female: int, bmi: float, failing: int, normal: np.ndarray, interaction: float
+) -> dict[str, float]:
     """Evaluate EFFECTS for one subject, within LIMITS. normal: [>= number of parameters] standard normal scatter."""
     decade = (age_years - 60) / 10
-    rows = {"age": decade, "sex": female, "bmi": (bmi - 25) / 5, "heart failure": failing,
-            "sex x heart failure": interaction * female * failing, "age x heart failure": interaction * decade * failing}  # fmt: skip
+    rows = {
+        "age": decade,
+        "sex": female,
+        "bmi": (bmi - 25) / 5,
+        "heart failure": failing,
+        "sex x heart failure": interaction * female * failing,
+        "age x heart failure": interaction * decade * failing,
+    }
     out = {k: v + EFFECTS["scatter"][k] * normal[i] for i, (k, v) in enumerate(EFFECTS["base"].items())}
     for row, factor in rows.items():
         for name, effect in EFFECTS[row].items():
@@ -127,13 +151,17 @@ def radii(truth: dict, time: float, level: float = 0.0) -> tuple[float, float]:
     return now, np.sqrt(now**2 + (inner + wall) ** 2 - inner**2)
 
 
-def render(heart: Heart, time: float = 0.0, level: float = 0.0, view: str = "short_axis", size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    heart: Heart, time: float = 0.0, level: float = 0.0, view: str = "short_axis", size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
     """One frame and its exact mask, both uint8 [size, size]. A four-chamber view has no level.
 
     ValueError: unknown view, size outside 32..512, level outside [BASE_LEVEL, 1).
     """
     if view not in VIEWS or not 32 <= size <= 512 or not BASE_LEVEL <= level < 1:
-        raise ValueError(f"view {view!r} (one of {VIEWS}), size {size} (32..512) or level {level:g} ({BASE_LEVEL}..1) is not possible")
+        raise ValueError(
+            f"not possible: view {view!r} of {VIEWS}, size {size} (32..512) or level {level:g} ({BASE_LEVEL}..1)"
+        )
     truth = heart.truth
     texture = _generator(heart.seed, f"{heart.subject}/{view}/{level:.3f}")  # the same through the heart beat
     mottle, fine = (_resample(texture.standard_normal((n, n), dtype=np.float32), size) for n in (14, 40))
@@ -142,14 +170,22 @@ def render(heart: Heart, time: float = 0.0, level: float = 0.0, view: str = "sho
     image = _surroundings(x, y, truth, mottle, fine)
     at = _short_axis(x, y, truth, time, level) if view == "short_axis" else _four_chamber(x, y, truth, time)
     blood = muscle + truth["contrast"]
-    layers = ((at.fat, 0.62 + 0.08 * mottle), (at.shell, muscle), (at.pool, blood + 0.03 * fine), (at.wall, muscle), (at.cavity, blood))
+    layers = (
+        (at.fat, 0.62 + 0.08 * mottle),
+        (at.shell, muscle),
+        (at.pool, blood + 0.03 * fine),
+        (at.wall, muscle),
+        (at.cavity, blood),
+    )
     for distance, grey in layers:
         image = image + _edge(distance / FIELD) * (grey - image)
     image = image - 0.75 * truth["contrast"] * at.papillary * _edge(at.cavity / FIELD)
     mask = np.zeros((size, size), dtype=np.uint8)
     for value, distance in ((RIGHT, at.right), (MYOCARDIUM, at.wall), (CAVITY, at.cavity)):
         mask[distance > 0] = value
-    noise = _generator(heart.seed, f"{heart.subject}/{view}/{level:.3f}/{time:.4f}").standard_normal((2, 64, 64), dtype=np.float32)
+    noise = _generator(heart.seed, f"{heart.subject}/{view}/{level:.3f}/{time:.4f}").standard_normal(
+        (2, 64, 64), dtype=np.float32
+    )
     real, imaginary = (truth["noise"] * _resample(v, size) for v in noise)
     image = np.hypot(truth["exposure"] * image + real, imaginary)  # the magnitude of a noisy complex signal: Rician
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), mask
@@ -209,7 +245,7 @@ def _short_axis(x: np.ndarray, y: np.ndarray, p: dict, time: float, level: float
 
 
 def _four_chamber(x: np.ndarray, y: np.ndarray, p: dict, time: float) -> _Anatomy:
-    """Half ellipsoids with the apex on top, of constant length; the atria below the valves are blood, but not in the mask."""
+    """Half ellipsoids of constant length, the apex on top; the atria below are blood, but not in the mask."""
     x, y = _turned(x - 16, y - 14, p["rotation"])  # origin: the middle of the mitral valve
     inner, outer = radii(p, time)
     length = 33 + p["cavity_radius"]  # mm, from valve to apex
@@ -234,9 +270,12 @@ def pair(heart: Heart, view: str = "short_axis", size: int = 64) -> tuple[np.nda
 
 
 def cine(heart: Heart, frames: int = 12, view: str = "short_axis", size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """One heart beat of the mid slice (2D+t) and its masks, each uint8 [frames, size, size]; frame 0 is ED, `systole(frames)` ES."""
+    """One beat of the mid slice (2D+t) and its masks, uint8 [frames, size, size]; 0 is ED, `systole(frames)` ES."""
     last = systole(frames)
-    before, after = np.arange(last) / last * SYSTOLE, SYSTOLE + np.arange(frames - last) / (frames - last) * (1 - SYSTOLE)
+    before, after = (
+        np.arange(last) / last * SYSTOLE,
+        SYSTOLE + np.arange(frames - last) / (frames - last) * (1 - SYSTOLE),
+    )
     return _stack(render(heart, float(time), 0.0, view, size) for time in (*before, *after))
 
 
@@ -249,7 +288,10 @@ def systole(frames: int) -> int:
 
 def volume(heart: Heart, phase: str = "ED", slices: int = 8, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Short-axis stack (3D) of one phase, base to apex, and its masks, each uint8 [slices, size, size]."""
-    return _stack(render(heart, TIMES[phase], float(level), "short_axis", size) for level in np.linspace(BASE_LEVEL, APEX_LEVEL, slices))
+    return _stack(
+        render(heart, TIMES[phase], float(level), "short_axis", size)
+        for level in np.linspace(BASE_LEVEL, APEX_LEVEL, slices)
+    )
 
 
 def _stack(frames) -> tuple[np.ndarray, np.ndarray]:
@@ -276,6 +318,8 @@ def implied_ejection_fraction(ed: np.ndarray, es: np.ndarray, view: str = "short
     ValueError when the ED cavity is empty or the shapes differ.
     """
     if ed.shape != es.shape or not (ed == CAVITY).any():
-        raise ValueError(f"no ejection fraction: the ED cavity is empty, or the shapes differ ({ed.shape} and {es.shape})")
+        raise ValueError(
+            f"no ejection fraction: the ED cavity is empty, or the shapes differ ({ed.shape} and {es.shape})"
+        )
     share = (es == CAVITY).sum() / (ed == CAVITY).sum()
     return float(1 - share ** {"short_axis": 1, "four_chamber": 2}[view])

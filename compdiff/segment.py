@@ -1,6 +1,7 @@
 """The left ventricle's cavity found by a small U-Net, the Dice coefficient, and ejection fractions from what was found.
 
-The judge of mask faithfulness (method section 5): trained on real training images only, it looks for the cavity in generated ones.
+The judge of mask faithfulness (method section 5): trained on real images only, it looks for the cavity in generated
+ones.
 """
 
 from __future__ import annotations
@@ -13,23 +14,40 @@ from monai.networks.nets import UNet
 from torch import nn
 from torch.nn import functional as F
 
-CAVITY = 1  # mask value
+from compdiff.heart import CAVITY
 
 
 def build(width: int = 16) -> nn.Module:
     """U-Net of three levels, one grey channel in, one logit out; sides of the images must be multiples of 4."""
-    return UNet(spatial_dims=2, in_channels=1, out_channels=1, channels=(width, 2 * width, 4 * width), strides=(2, 2), num_res_units=1)
+    return UNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=1,
+        channels=(width, 2 * width, 4 * width),
+        strides=(2, 2),
+        num_res_units=1,
+    )
 
 
-def fit(images: np.ndarray, masks: np.ndarray, steps: int = 300, batch: int = 16, lr: float = 3e-3, width: int = 16,
-        seed: int = 0) -> Iterator[tuple[int, float, nn.Module]]:  # fmt: skip
+def fit(
+    images: np.ndarray,
+    masks: np.ndarray,
+    steps: int = 300,
+    batch: int = 16,
+    lr: float = 3e-3,
+    width: int = 16,
+    seed: int = 0,
+) -> Iterator[tuple[int, float, nn.Module]]:
     """Train on grey images and masks, uint8 [N, S, S]; yields (step, loss, network) after every step.
 
-    Loss: cross-entropy + 1 - soft Dice of the batch. Every batch is shifted by up to an eighth of the side and its brightness scaled by
-    0.8 to 1.2, the same for image and mask; no flips, the body is not symmetric. ValueError when no mask shows a cavity.
+    Loss: cross-entropy + 1 - soft Dice of the batch. Images and masks of a batch are shifted together by up to an
+    eighth of the side, and brightness is scaled by 0.8 to 1.2; no flips, the body is not symmetric. ValueError when no
+    mask shows a cavity.
     """
     if images.shape != masks.shape or not (masks == CAVITY).any():
-        raise ValueError(f"images {images.shape} and masks {masks.shape} must be of one shape, and some mask must show a cavity")
+        raise ValueError(
+            f"images {images.shape} and masks {masks.shape} must be of one shape, and some mask must show a cavity"
+        )
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -71,7 +89,7 @@ def predict(net: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray:
 
 
 def dice(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """2 |A and B| / (|A| + |B|) of the cavities in masks [N, ...], one number each, float64 [N]; 1 where both are empty.
+    """2 |A and B| / (|A| + |B|) of the cavities in masks [N, ...], float64 [N]; 1 where both are empty.
 
     ValueError when the shapes differ.
     """
@@ -84,8 +102,9 @@ def dice(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def ejection_fractions(ed: np.ndarray, es: np.ndarray) -> np.ndarray:
-    """1 - A_ES / A_ED of short-axis masks [N, S, S], float64 [N]; NaN never: an empty ED cavity raises ValueError with the row."""
+    """1 - A_ES / A_ED of short-axis masks [N, S, S], float64 [N]. ValueError where an ED cavity is empty: never NaN."""
     before, after = ((m == CAVITY).sum(axis=(1, 2)) for m in (ed, es))
     if (before == 0).any():
-        raise ValueError(f"no cavity at ED in row {int((before == 0).argmax())} ({int((before == 0).sum())} in all): no ejection fraction")
+        row, n = int((before == 0).argmax()), int((before == 0).sum())
+        raise ValueError(f"no ejection fraction: no cavity at ED in row {row} ({n} in all)")
     return 1 - after / before

@@ -1,4 +1,4 @@
-"""ControlNet: the base at step 0, a locked base stays what it was, zero convolutions by hand, tokens, and both layouts."""
+"""ControlNet: the base at step 0, a locked base stays as it was, zero convolutions by hand, tokens, both layouts."""
 
 import numpy as np
 import pytest
@@ -22,21 +22,36 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sd_base(tiny_base):
-    """SD-2.1-base's layout at a sixteenth of its width: RGB VAE that divides by 8, four levels of two, heads by level, epsilon."""
+    """SD-2.1-base's layout at a fraction of its width: RGB VAE that divides by 8, four levels, heads by level."""
     torch.manual_seed(0)
-    vae = AutoencoderKL(in_channels=3, out_channels=3, block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4,
-                        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=4, sample_size=64)  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32, 32, 32), layers_per_block=2, cross_attention_dim=tiny_base.d_ctx, norm_num_groups=4,
-        attention_head_dim=(1, 2, 4, 4), use_linear_projection=True, down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)  # fmt: skip
+        sample_size=8,
+        block_out_channels=(16, 32, 32, 32),
+        layers_per_block=2,
+        cross_attention_dim=tiny_base.d_ctx,
+        norm_num_groups=4,
+        attention_head_dim=(1, 2, 4, 4),
+        use_linear_projection=True,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
     return diffusion.Diffusion(tiny_base.tokenizer, tiny_base.text_encoder, vae, unet.eval(), tiny_base.scheduler)
 
 
 @pytest.fixture(params=["tiny", "sd"])
 def one(request):
     """A base and the side of its pictures."""
-    return (request.getfixturevalue("tiny_base"), 32) if request.param == "tiny" else (request.getfixturevalue("sd_base"), 64)
+    return request.getfixturevalue(f"{request.param}_base"), {"tiny": 32, "sd": 64}[request.param]
 
 
 def inputs(model, side, seed=0):
@@ -45,7 +60,13 @@ def inputs(model, side, seed=0):
     down = 2 ** (len(model.vae.config.block_out_channels) - 1)
     z = torch.randn(2, 4, side // down, side // down, generator=g)
     ids = model.tokenize(["Male, heart failure", "healthy"])
-    return z, torch.tensor([3, 900]), ids, torch.tensor([[1, 0, 2], [4, 1, 0]]), torch.rand(2, 3, side, side, generator=g)
+    return (
+        z,
+        torch.tensor([3, 900]),
+        ids,
+        torch.tensor([[1, 0, 2], [4, 1, 0]]),
+        torch.rand(2, 3, side, side, generator=g),
+    )
 
 
 def conditioner(kind, model):
@@ -54,7 +75,11 @@ def conditioner(kind, model):
 
 
 def copied(model):
-    return {n: p.detach().clone() for part in (model.unet, model.text_encoder, model.vae) for n, p in part.state_dict().items()}
+    return {
+        n: p.detach().clone()
+        for part in (model.unet, model.text_encoder, model.vae)
+        for n, p in part.state_dict().items()
+    }
 
 
 def learn(model, config, given, steps=3):
@@ -71,7 +96,7 @@ def learn(model, config, given, steps=3):
     return params
 
 
-# --- step 0 -------------------------------------------------------------------------------------------------------------
+# --- step 0 -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["none", "hcn"])
 def test_at_step_0_it_is_the_base_exactly(one, kind):
     model, side = one
@@ -94,7 +119,7 @@ def test_the_branch_starts_as_the_bases_encoder(tiny_base):
         assert all(torch.equal(p, theirs[n]) and p.data_ptr() != theirs[n].data_ptr() for n, p in ours.items()), name
 
 
-# --- learning -------------------------------------------------------------------------------------------------------------
+# --- learning ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["none", "hcn"])
 def test_a_locked_base_is_bit_identical_and_the_mask_counts(one, kind):
     model, side = one
@@ -106,7 +131,9 @@ def test_a_locked_base_is_bit_identical_and_the_mask_counts(one, kind):
     assert {n.split(".")[0] for n in params} == {"control"} | ({"conditioner"} if kind == "hcn" else set())
     assert all(torch.equal(p, before[n]) for n, p in copied(model).items())
     moved = {n for n, p in params.items() if not torch.equal(p, start[n])}
-    assert any(n.startswith("control.controlnet_cond_embedding") for n in moved), "the picture's encoder learns once the zeros have moved"
+    assert any(n.startswith("control.controlnet_cond_embedding") for n in moved), (
+        "the picture's encoder learns once the zeros have moved"
+    )
     assert kind == "none" or any(n.startswith("conditioner.proj") or n.startswith("conditioner.emb") for n in moved)
     z, t, ids, attributes, picture = given
     denoiser.eval()
@@ -119,7 +146,12 @@ def test_an_unlocked_base_learns_too(tiny_base, tmp_path):
     tiny_base.save(tmp_path / "base")
     model = diffusion.load(str(tmp_path / "base"))
     before = copied(model)
-    params = learn(controlnet.ControlDenoiser(model, NoConditioner(model.d_ctx)), TrainConfig(trained=("unet",)), inputs(model, 32), steps=1)
+    params = learn(
+        controlnet.ControlDenoiser(model, NoConditioner(model.d_ctx)),
+        TrainConfig(trained=("unet",)),
+        inputs(model, 32),
+        steps=1,
+    )
     assert {n.split(".")[0] for n in params} == {"control", "unet"}
     assert any(not torch.equal(p, before[n]) for n, p in model.unet.state_dict().items())
 
@@ -130,7 +162,9 @@ def test_zero_convolutions_by_hand(tiny_base):
     control = denoiser.control
     z, t, ids, attributes, picture = inputs(tiny_base, 32)
     zeros = [*control.controlnet_down_blocks, control.controlnet_mid_block]
-    assert all(isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and not m.weight.any() and not m.bias.any() for m in zeros)
+    assert all(
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and not m.weight.any() and not m.bias.any() for m in zeros
+    )
     seen = {}
     for n, module in enumerate(zeros):
         module.register_forward_hook(lambda _m, given, out, n=n: seen.update({n: (given[0], out)}))
@@ -166,12 +200,16 @@ def test_the_token_reaches_the_branch(tiny_base):
     assert torch.equal(dropped, by_hand) and not torch.equal(kept, dropped)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------------
+# --- pictures ---------------------------------------------------------------------------------------------------------
 def test_condition_pictures_by_hand():
     masks = np.zeros((1, 2, 2, 3), np.uint8)
     masks[0, 0, 1] = (1, 2, 3)
     picture = controlnet.to_picture(masks)
-    assert picture.shape == (1, 3, 2, 2) and picture[0, :, 0, 1].tolist() == pytest.approx([1 / 3, 2 / 3, 1]) and picture.sum() == 2
+    assert (
+        picture.shape == (1, 3, 2, 2)
+        and picture[0, :, 0, 1].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+        and picture.sum() == 2
+    )
     assert controlnet.to_picture(masks, controlnet.CAVITY_ONLY)[0, :, 0, 1].tolist() == pytest.approx([1 / 3, 0, 0])
     for wrong in (masks + 1, masks[..., 0]):
         with pytest.raises(ValueError, match="masks must be"):

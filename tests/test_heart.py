@@ -1,4 +1,4 @@
-"""Cardiac phantoms: determinism, declared effects, exact masks, true ejection fraction, and what a picture must show."""
+"""Cardiac phantoms: determinism, declared effects, exact masks, true ejection fraction, what a picture must show."""
 
 import ast
 import hashlib
@@ -26,7 +26,12 @@ def fingerprint(subjects):
     out = {}
     for subject in subjects:
         drawn = heart.draw(subject, SOMEBODY, HEALTHY, seed=7)
-        arrays = [*heart.pair(drawn), *heart.pair(drawn, "four_chamber"), *heart.volume(drawn, slices=3), *heart.cine(drawn, 4)]
+        arrays = [
+            *heart.pair(drawn),
+            *heart.pair(drawn, "four_chamber"),
+            *heart.volume(drawn, slices=3),
+            *heart.cine(drawn, 4),
+        ]
         out[subject] = hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
     return out
 
@@ -35,7 +40,9 @@ def test_same_in_another_process_and_order():
     here = fingerprint(["a", "b"])
     assert fingerprint(["b", "a"]) == here and len(set(here.values())) == 2
     code = "import sys; sys.path.insert(0, 'tests'); import test_heart as t; print(t.fingerprint(['b', 'a']))"
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    there = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
     assert ast.literal_eval(there.stdout) == here
     a, b = (heart.pair(heart.draw("a", SOMEBODY, HEALTHY, seed=s))[0] for s in (7, 8))
     assert not np.array_equal(a, b)
@@ -82,18 +89,32 @@ def test_categories_and_years_agree():
         drawn = somebody(f"p{n}", age=age, bmi=bmi)
         low, high = heart.BMI_RANGE[bmi]
         assert low <= drawn.bmi <= high and drawn.attributes["age"] == age
-        assert heart.AGE_YEARS[heart.AGE_BINS.index(age)][0] <= drawn.age_years <= heart.AGE_YEARS[heart.AGE_BINS.index(age)][1]
+        assert (
+            heart.AGE_YEARS[heart.AGE_BINS.index(age)][0]
+            <= drawn.age_years
+            <= heart.AGE_YEARS[heart.AGE_BINS.index(age)][1]
+        )
 
 
-@pytest.mark.parametrize("attributes, labels, options", [
-    (SOMEBODY | {"bmi": "unknown"}, HEALTHY, {}), (SOMEBODY | {"race": "White"}, HEALTHY, {}), ({"age": "40-60"}, HEALTHY, {}),
-    (SOMEBODY, {}, {}), (SOMEBODY, {"heart failure": 2}, {}), (SOMEBODY, HEALTHY, {"interaction": 1.5})])  # fmt: skip
+@pytest.mark.parametrize(
+    "attributes, labels, options",
+    [
+        (SOMEBODY | {"bmi": "unknown"}, HEALTHY, {}),
+        (SOMEBODY | {"race": "White"}, HEALTHY, {}),
+        ({"age": "40-60"}, HEALTHY, {}),
+        (SOMEBODY, {}, {}),
+        (SOMEBODY, {"heart failure": 2}, {}),
+        (SOMEBODY, HEALTHY, {"interaction": 1.5}),
+    ],
+)
 def test_what_is_unknown_raises(attributes, labels, options):
     with pytest.raises(ValueError):
         heart.draw("s", attributes, labels, seed=0, **options)
 
 
-@pytest.mark.parametrize("options", [{"size": 16}, {"size": 513}, {"view": "two_chamber"}, {"level": 1.0}, {"level": -0.9}])
+@pytest.mark.parametrize(
+    "options", [{"size": 16}, {"size": 513}, {"view": "two_chamber"}, {"level": 1.0}, {"level": -0.9}]
+)
 def test_impossible_pictures_raise(options):
     with pytest.raises(ValueError, match="not possible"):
         heart.render(somebody(), **options)
@@ -120,7 +141,9 @@ def test_masks_imply_the_true_ejection_fraction(view, labels):
     for subject in "abc":
         drawn = somebody(subject, labels)
         _, (ed, es) = heart.pair(drawn, view, 256)
-        assert heart.implied_ejection_fraction(ed, es, view) == pytest.approx(drawn.truth["ejection_fraction"], abs=0.015)
+        assert heart.implied_ejection_fraction(ed, es, view) == pytest.approx(
+            drawn.truth["ejection_fraction"], abs=0.015
+        )
     stacks = [heart.volume(drawn, phase, size=128)[1] for phase in ("ED", "ES")]
     assert heart.implied_ejection_fraction(*stacks) == pytest.approx(drawn.truth["ejection_fraction"], abs=0.015)
 
@@ -140,7 +163,13 @@ def test_implied_ejection_fraction_by_hand():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(heart.VIEWS), st.floats(0, 0.99), st.floats(heart.BASE_LEVEL, heart.APEX_LEVEL), st.integers(0, 50), st.booleans())
+@given(
+    st.sampled_from(heart.VIEWS),
+    st.floats(0, 0.99),
+    st.floats(heart.BASE_LEVEL, heart.APEX_LEVEL),
+    st.integers(0, 50),
+    st.booleans(),
+)
 def test_masks_are_one_heart(view, time, level, subject, failing):
     """Only known values; the cavity touches myocardium and never the right ventricle or the frame."""
     drawn = somebody(str(subject), FAILING if failing else HEALTHY)
@@ -178,7 +207,9 @@ def test_stack_tapers_to_the_apex():
     images, masks = heart.volume(somebody(), "ED", slices=8)
     areas = {k: [heart.measure(m)[k] for m in masks] for k in ("cavity_area", "right_area")}
     widest = int(np.argmax(areas["cavity_area"]))
-    assert images.shape == (8, 64, 64) and 1 <= widest <= 4 and min(areas["cavity_area"]) == areas["cavity_area"][-1] > 0
+    assert (
+        images.shape == (8, 64, 64) and 1 <= widest <= 4 and min(areas["cavity_area"]) == areas["cavity_area"][-1] > 0
+    )
     assert areas["right_area"][0] > 0 and areas["right_area"][-1] == 0, "the right ventricle does not reach the apex"
     smaller = heart.volume(somebody(), "ES", slices=8)[1]
     assert all((a == 1).sum() > (b == 1).sum() for a, b in zip(masks, smaller, strict=True))
@@ -210,10 +241,13 @@ def test_chest_fat_follows_bmi():
 
 
 def test_heart_failure_can_be_seen_from_the_masks():
-    """The label is in the picture: implied ejection fractions of the two groups do not overlap (without interaction)."""
+    """The label is in the picture: implied ejection fractions of the two groups do not overlap (without
+    interaction)."""
     cells = list(itertools.product(heart.CATEGORIES["age"][1:], heart.CATEGORIES["sex"], heart.CATEGORIES["bmi"]))
     implied = {failing: [] for failing in (0, 1)}
     for n, (cell, failing) in enumerate(itertools.product(cells, implied)):
-        drawn = heart.draw(f"r{n}", dict(zip(("age", "sex", "bmi"), cell, strict=True)), {"heart failure": failing}, seed=0)
+        drawn = heart.draw(
+            f"r{n}", dict(zip(("age", "sex", "bmi"), cell, strict=True)), {"heart failure": failing}, seed=0
+        )
         implied[failing].append(heart.implied_ejection_fraction(*heart.pair(drawn)[1]))
     assert min(implied[0]) > 0.45 > max(implied[1])
