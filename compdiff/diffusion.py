@@ -141,9 +141,9 @@ def step_back(scheduler, prediction: Tensor, t: Tensor, z: Tensor, generators: l
 
 
 def to_model(images: np.ndarray, channels: int) -> Tensor:
-    """Grey uint8 [B, S, S] -> float [-1, 1] [B, channels, S, S]."""
+    """Grey uint8 [B, S, S] or stacked [B, S, S, channels] -> float [-1, 1] [B, channels, S, S]."""
     x = torch.from_numpy(np.asarray(images, dtype=np.float32) / 127.5 - 1.0)
-    return x[:, None].expand(-1, channels, -1, -1).contiguous()
+    return (x.movedim(-1, 1) if x.ndim == 4 else x[:, None]).expand(-1, channels, -1, -1).contiguous()
 
 
 def to_images(x: Tensor) -> np.ndarray:
@@ -303,10 +303,17 @@ class Denoiser(nn.Module):
         tokens = condition.tokens if keep is None else condition.tokens * keep[:, None, None]
         return torch.cat([text, tokens.to(text.dtype)], dim=1), condition
 
-    def forward(self, noisy: Tensor, t: Tensor, ids: Tensor, attributes: Tensor, noise=None, keep: Tensor | None = None):
-        """Noisy latents [B, C, h, w], timesteps [B] -> prediction [B, C, h, w] and the conditioner's output."""
+    def predict(self, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Noisy latents [B, C, h, w], timesteps [B] or one, context [B, T + n, d_ctx] -> prediction [B, C, h, w]."""
+        return self.unet(noisy, t, context).sample
+
+    def forward(self, noisy: Tensor, t: Tensor, ids: Tensor, attributes: Tensor, noise=None, keep: Tensor | None = None, **extra: Tensor):
+        """Noisy latents [B, C, h, w], timesteps [B] -> prediction [B, C, h, w] and the conditioner's output.
+
+        `extra`: what `predict` of a subclass needs besides (`Latents.extra`).
+        """
         context, condition = self.context(ids, attributes, noise, keep)
-        return self.unet(noisy, t, context).sample, condition
+        return self.predict(noisy, t, context, **extra), condition
 
 
 def trainable(model: Denoiser, config: TrainConfig) -> dict[str, nn.Parameter]:

@@ -28,6 +28,10 @@ class Latents:
     def __len__(self) -> int:
         return len(self.moments)
 
+    def extra(self, rows: Tensor | slice) -> dict[str, Tensor]:
+        """What the denoiser needs of some rows besides the usual: {name of an argument of its `predict`: [n, ...]}."""
+        return {}
+
 
 def write(folder: Path, data: Data, base: Diffusion, base_sha256: str) -> None:
     """Encode every split to `folder`/<split>.safetensors unless it is there for the same data and base."""

@@ -32,11 +32,12 @@ def image_seed(run_seed: int, prompt_id: str) -> int:
 
 @torch.no_grad()
 def sample(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attributes: Tensor, seeds: list[int],
-           config: SampleConfig) -> np.ndarray:  # fmt: skip
+           config: SampleConfig, **extra: Tensor) -> np.ndarray:  # fmt: skip
     """Classifier-free guidance: eps = eps(null) + g (eps(context) - eps(null)), both in one batch.
 
     text [B, T] ids or [B, T, d_ctx], empty [T] or [T, d_ctx], attributes [B, K] -> grey uint8 images [B, S, S]. The
-    null context is the empty prompt with all-zero demographic tokens.
+    null context is the empty prompt with all-zero demographic tokens. `extra` [B, ...]: what the
+    model's `predict` needs besides, the same in both branches (a condition picture).
     """
     model.eval()
     model.unet.to(memory_format=torch.channels_last)  # a tenth faster; training gains nothing by it
@@ -49,22 +50,24 @@ def sample(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attrib
     context, _ = model.context(text, attributes)  # [B, T + n, d_ctx]
     null, _ = model.context(empty.to(device).expand_as(text), attributes, keep=torch.zeros(n, device=device))
     both = torch.cat([null, context])
+    extra = {name: value.to(device) for name, value in extra.items()}
+    twice = {name: torch.cat([value, value]) for name, value in extra.items()}
     scheduler = base.sampler(config.solver)
     scheduler.set_timesteps(config.sample_steps)
     z = z * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(z, t)
         if config.guidance == 1.0:
-            prediction = model.unet(scaled, t, context).sample
+            prediction = model.predict(scaled, t, context, **extra)
         else:
-            unconditional, conditional = model.unet(torch.cat([scaled, scaled]), t, both).sample.chunk(2)
+            unconditional, conditional = model.predict(torch.cat([scaled, scaled]), t, both, **twice).chunk(2)
             prediction = unconditional + config.guidance * (conditional - unconditional)
         z = step_back(scheduler, prediction, t, z, generators)
     return base.decode(z)
 
 
 def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: np.ndarray, model: Denoiser, base: Diffusion,
-             config: SampleConfig, method: str, checkpoint: str, seed: int, bar: bool = False) -> pd.DataFrame:  # fmt: skip
+             config: SampleConfig, method: str, checkpoint: str, seed: int, bar: bool = False, **extra: Tensor) -> pd.DataFrame:  # fmt: skip
     """One synthetic set: `folder`/images/<id>.png for every row, then samples.csv. Restarts where it stopped.
 
     `rows` holds id and the attribute columns; `checkpoint` is the sha256 of the weights. A folder made by other weights,
@@ -73,8 +76,9 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
     folder = Path(folder)
     if not rows["id"].is_unique:
         raise ValueError(f"{folder}: two rows share the id {rows['id'][rows['id'].duplicated()].iloc[0]!r}")
+    hashes = [hashlib.sha256(v.numpy().tobytes()).hexdigest() for _, v in sorted(extra.items())]
     made_of = record.sha256_json([checkpoint, method, seed, config.solver, config.sample_steps, config.guidance,
-                                  rows["id"].tolist(), prompts, np.asarray(attributes).tolist()])  # fmt: skip
+                                  rows["id"].tolist(), prompts, np.asarray(attributes).tolist(), *hashes])  # fmt: skip
     table = rows.assign(prompt=prompts, seed=[image_seed(seed, i) for i in rows["id"]], method=method, checkpoint=checkpoint)
     listing, marker = folder / "samples.csv", folder / "inputs.txt"
     if not marker.exists() or marker.read_text() != made_of:
@@ -90,7 +94,8 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
         batches = [missing[i : i + config.sample_batch] for i in range(0, len(missing), config.sample_batch)]
         for part in tqdm(batches, disable=not bar):
             seeds = table["seed"].iloc[part].tolist()
-            images = sample(model, base, text[part], empty, torch.as_tensor(attributes)[part], seeds, config)
+            given = {name: value[part] for name, value in extra.items()}
+            images = sample(model, base, text[part], empty, torch.as_tensor(attributes)[part], seeds, config, **given)
             for row, image in zip(part, images, strict=True):
                 save_png(folder / "images" / f"{table['id'].iloc[row]}.png", image)
         with record.atomic(listing) as temporary:

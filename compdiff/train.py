@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -110,10 +110,12 @@ def new_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def train(config: Config, base: Diffusion, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter, folder: Path,
-          columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None) -> Iterator[dict]:  # fmt: skip
+          columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None,
+          denoiser: Callable[..., Denoiser] = Denoiser) -> Iterator[dict]:  # fmt: skip
     """Train one method; yields one dict per step (loss, penalties, grad_norm, lr; val_loss where validated).
 
-    `conditioner` and `reweighter` are as in `interfaces`; the conditioner sees the attribute `columns` (default: all). Writes to `folder`: checkpoint.safetensors (all state; a run
+    `conditioner` and `reweighter` are as in `interfaces`; the conditioner sees the attribute `columns` (default: all). `denoiser` is the
+    class of the model, which `data.extra` feeds. Writes to `folder`: checkpoint.safetensors (all state; a run
     that finds it goes on from there), weights.safetensors (the best by validation loss), log.csv.
     ValueError when the global batch does not split over processes and microbatches; FloatingPointError when a loss is
     not finite.
@@ -126,7 +128,7 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
     if share * world != c.batch or share % micro:
         raise ValueError(f"batch={c.batch} must be a multiple of {world} processes x microbatch={micro}")
 
-    model = Denoiser(base.to(device), conditioner, columns).to(device)
+    model = denoiser(base.to(device), conditioner, columns).to(device)
     params = trainable(model, c)  # {name: parameter}
     heads = [p for n, p in params.items() if n.startswith("conditioner.")]
     rest = [p for n, p in params.items() if not n.startswith("conditioner.")]
@@ -197,7 +199,8 @@ def step_losses(wrapped, model: Denoiser, base: Diffusion, data: Latents, rows: 
     keep = (~drop & (noise.uniform("demographic_dropout") >= c.demographic_dropout)).float()
     text = data.text[rows].to(device)
     text = torch.where(drop.view(-1, *[1] * (text.ndim - 1)), data.empty.to(device), text)
-    prediction, condition = wrapped(noisy, t, text, attributes, noise, keep)
+    extra = {name: value.to(device) for name, value in data.extra(rows).items()}
+    prediction, condition = wrapped(noisy, t, text, attributes, noise, keep, **extra)
     losses = (prediction.float() - base.target(z, eps, t).float()).square().mean(dim=(1, 2, 3))  # [b]
     return losses, model.penalties(condition, attributes, progress)
 
@@ -214,7 +217,8 @@ def validation_loss(model: Denoiser, base: Diffusion, valid: Latents, device, li
     total = 0.0
     for s in (slice(i, i + 64) for i in range(0, n, 64)):
         noisy = base.scheduler.add_noise(z[s], eps[s], t[s])
-        prediction, _ = model(noisy, t[s], valid.text[:n][s].to(device), valid.attributes[:n][s].to(device))
+        extra = {name: value.to(device) for name, value in valid.extra(slice(s.start, min(s.stop, n))).items()}
+        prediction, _ = model(noisy, t[s], valid.text[:n][s].to(device), valid.attributes[:n][s].to(device), **extra)
         total += (prediction - base.target(z[s], eps[s], t[s])).square().mean(dim=(1, 2, 3)).sum().item()
     return total / n
 
@@ -292,18 +296,20 @@ def load_weights(model: Denoiser, params: dict[str, nn.Parameter], path: Path) -
 
 
 def inputs_hash(config: Config, base_sha256: str, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter,
-                columns, seed: int) -> str:  # fmt: skip
+                columns, seed: int, denoiser: Callable[..., Denoiser] = Denoiser) -> str:  # fmt: skip
     """Hash of all that decides the trained weights: settings, base, data, and the sources of the objects used."""
     digest = hashlib.sha256()
     latents = [tensor for part in (data, valid) for tensor in (part.moments, part.text, part.attributes, part.empty)]
-    for tensor in (*latents, *conditioner.state_dict().values()):
+    extra = [tensor for part in (data, valid) for tensor in part.extra(slice(None)).values()]
+    for tensor in (*latents, *extra, *conditioner.state_dict().values()):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     objects = [type(conditioner), type(reweighter)]
     code = sources.closure({o.__module__ for o in objects}, Path(__file__).parent)
-    code |= {name: record.source_sha256(Path(__file__).with_name(name)) for name in ("train.py", "diffusion.py")}
+    names = {"train.py", "diffusion.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
+    code |= {name: record.source_sha256(Path(__file__).with_name(name)) for name in names}
     code.pop("compdiff/config.py", None)  # its values count, in `settings`
     settings = {"train": asdict(config.train), "hcn": asdict(config.hcn), "fair": asdict(config.fair)}
-    rest = {"seed": seed, "columns": columns, "objects": [o.__name__ for o in objects]}
+    rest = {"seed": seed, "columns": columns, "objects": [o.__name__ for o in (*objects, denoiser)]}
     return record.sha256_json([settings, rest, base_sha256, digest.hexdigest(), code])
 
 
@@ -324,13 +330,14 @@ def make_ready(folder: Path, wanted: str) -> None:
 
 
 def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter,
-        folder: Path, columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None) -> pd.DataFrame:  # fmt: skip
+        folder: Path, columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None,
+        denoiser: Callable[..., Denoiser] = Denoiser) -> pd.DataFrame:  # fmt: skip
     """`train` to the end, unless `folder` already holds the result of the same inputs; writes run.json, returns the log.
 
     A folder with a half-finished run of the same inputs is continued; one of other inputs is started afresh.
     """
     folder, accelerator = Path(folder), accelerator or new_accelerator(config.train)
-    wanted = inputs_hash(config, base_sha256, data, valid, conditioner, reweighter, columns, seed)
+    wanted = inputs_hash(config, base_sha256, data, valid, conditioner, reweighter, columns, seed, denoiser)
     if accelerator.is_main_process:
         make_ready(folder, wanted)
     accelerator.wait_for_everyone()
@@ -338,7 +345,7 @@ def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid:
     quiet = not (interactive() and accelerator.is_main_process)
     bar = tqdm(total=config.train.steps, disable=quiet, unit="step", desc=folder.name)
     done = 0
-    for row in train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator):
+    for row in train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator, denoiser):
         bar.update(row["step"] - done)
         done = row["step"]
         bar.set_postfix(loss=f"{row['loss']:.3f}", images_per_s=f"{row['images_per_s']:.0f}")

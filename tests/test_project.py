@@ -22,20 +22,21 @@ LAYERS = {
     "ground": {"paths", "config", "attributes", "record", "sources"},
     "data": {
         "phantoms", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
-        "datasheet", "datasets", "skeleton",
+        "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views", "cardiac_files",
     },
-    "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents"},
+    "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet"},
     "run": {"train", "methods", "base", "strategies", "sample"},
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "alignment", "outcomes", "comparisons", "galleries",
         "frames", "published", "tables", "rendering", "report", "readme",
         "plots", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
+        "segment",
     },
     "door": {"request", "stages", "execute", "run"},
 }  # fmt: skip
 # The only modules that import diffusers and transformers.
-DOORS = {"diffusers": {"diffusion", "base"}, "transformers": {"diffusion", "base", "networks"}}
+DOORS = {"diffusers": {"diffusion", "base", "controlnet"}, "transformers": {"diffusion", "base", "controlnet", "networks"}}
 FOLDERS = {"notebooks", "compdiff", "data_manifests", "figures", "tests", "docs", "benchmarks", ".ci"}
 FILES = {"README.md", "Makefile", "pyproject.toml", "requirements.txt", "environment.yml", "LICENSE", "CITATION.cff"}
 PACKAGE_OF = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
