@@ -8,22 +8,25 @@ import numpy as np
 import pandas as pd
 
 from compdiff import fairness, stats
-from compdiff.evaluate import ImageSet, Key, Reference, draws, result
+from compdiff.evaluate import ImageSet, Reference, draws, result
+from compdiff.fairness import Key
 
 JUDGE = "judge"  # the extractor column of these rows
 
 
 def correct(predicted: Mapping[str, np.ndarray], rows: pd.DataFrame, ref: Reference) -> dict[str, np.ndarray]:
     """{attribute: 0/1 [n]}: is the judge's most likely category the requested one?"""
-    return {a.name: (predicted[a.name].argmax(1) == rows[a.name].map(a.index).to_numpy()).astype(float) for a in ref.schema.attributes}
+    asked = {a.name: rows[a.name].map(a.index).to_numpy() for a in ref.schema.attributes}
+    return {name: (predicted[name].argmax(1) == want).astype(float) for name, want in asked.items()}
 
 
 def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...], resamples: int,
               seed: int) -> list[dict]:  # fmt: skip
-    """Accuracy of each attribute ("accuracy:sex") and their mean ("accuracy"), "age RMSE" in years, "AUROC:<finding>" overall.
+    """Accuracy of each attribute ("accuracy:sex") and their mean ("accuracy"), "age RMSE" in years, "AUROC:<finding>"
+    overall.
 
-    predicted: of one judge, per head (classify.Model.predict); `labels` names the columns of its head "labels". All against the
-    REQUEST of each image. Groups: overall, categories, held_out; cells for the mean accuracy only.
+    predicted: of one judge, per head (classify.Model.predict); `labels` names the columns of its head "labels". All
+    against the REQUEST of each image. Groups: overall, categories, held_out; cells for the mean accuracy only.
     """
     rows = ref.rows.iloc[s.at].reset_index(drop=True)
     drawn = draws(s, ref, resamples, seed)[0]
@@ -60,19 +63,22 @@ def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray
     return out
 
 
-def accuracy_differences(sets: list[ImageSet], ref: Reference, predicted: Mapping[str, Mapping[str, np.ndarray]], resamples: int,
-                         seed: int) -> list[dict]:  # fmt: skip
-    """Mean accuracy of each set minus that of each later one, over the same resampled patients. predicted: by method."""
+def accuracy_differences(sets: list[ImageSet], ref: Reference, predicted: Mapping[str, Mapping[str, np.ndarray]],
+                         resamples: int, seed: int) -> list[dict]:  # fmt: skip
+    """Mean accuracy of each set minus that of each later one, over the same resampled patients. predicted: by
+    method.
+    """
     everyone = {}
     for s in sets:
         h = np.mean(list(correct(predicted[s.method], ref.rows.iloc[s.at], ref).values()), axis=0)
         everyone[s.method] = (h.mean(), stats.mean(h, draws(s, ref, resamples, seed)[0].counts()))
-    names = list(everyone)
-    return [result("difference", a, ("overall", ""), f"accuracy minus {b}", stats.difference(*everyone[a], *everyone[b]), len(ref.rows),
-                   0, JUDGE) for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
+    names, n = list(everyone), len(ref.rows)
+    return [result("difference", a, ("overall", ""), f"accuracy minus {b}",
+                   stats.difference(*everyone[a], *everyone[b]), n, 0, JUDGE)
+            for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
 
 
-# --- measured ------------------------------------------------------------------------------------------------------------
+# --- measured ---------------------------------------------------------------------------------------------------------
 def correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Pearson correlation of x and y [n] per row of counts [R, n] -> [R]; 0 where one of them is constant."""
     x, y = x - x.mean(), y - y.mean()
@@ -82,12 +88,13 @@ def correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.divide(cov, spread, out=np.zeros_like(cov), where=spread > 1e-12)
 
 
-def measured(s: ImageSet, ref: Reference, theirs: pd.DataFrame, real: pd.DataFrame, resamples: int, seed: int) -> list[dict]:
+def measured(s: ImageSet, ref: Reference, theirs: pd.DataFrame, real: pd.DataFrame, resamples: int,
+             seed: int) -> list[dict]:  # fmt: skip
     """Each parameter measured on the images against the same measurement of the real image of each request.
 
-    theirs, real: `evaluate.measure` of the set and of the reference. "r:<parameter>", "MAE:<parameter>" and "bias:<parameter>", the mean
-    signed error (> 0: drawn larger than asked for); groups: overall, held out or seen. Two patients of one request differ by their own
-    scatter, so the control real_train shows what can be reached.
+    theirs, real: `evaluate.measure` of the set and of the reference. "r:<parameter>", "MAE:<parameter>" and
+    "bias:<parameter>", the mean signed error (> 0: drawn larger than asked for); groups: overall, held out or seen. Two
+    patients of one request differ by their own scatter, so the control real_train shows what can be reached.
     """
     counts = draws(s, ref, resamples, seed)[0].counts()
     keys: list[Key] = [k for k in ref.masks if k[0] in ("overall", "held_out")]

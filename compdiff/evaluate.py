@@ -1,7 +1,8 @@
-"""06. Image sets -> tidy result rows (record.RESULT_COLUMNS without dataset and seed). Assembles; every metric lives elsewhere.
+"""06. Image sets -> tidy result rows (record.RESULT_COLUMNS without dataset and seed). Assembles; every metric lives
+elsewhere.
 
-Every set lies row by row beside the real image of the same request: image i of a set answers the prompt of reference row at[i].
-So one table of groups serves all sets, and every number of a group compares images of the SAME cells.
+Every set lies row by row beside the real image of the same request: image i of a set answers the prompt of reference
+row at[i]. So one table of groups serves all sets, and every number of a group compares images of the SAME cells.
 """
 
 from __future__ import annotations
@@ -17,20 +18,13 @@ from scipy.stats import norm
 from compdiff import fairness, frames, metrics, phantoms, sample, stats
 from compdiff.attributes import Schema
 from compdiff.datasets import Data
+from compdiff.fairness import Key
 from compdiff.stats import Interval, Resamples
 
-CONTROLS = {  # in the order of the tables
-    "real_train": "other real images of the same cell: the floor",
-    "vae": "the real test images through the VAE: the ceiling of every latent model",
-    "copy": "training images handed out as if generated",
-    "shuffled": "a method's images, permuted over the requests",
-    "untrained": "the base model, never trained on attributes",
-}
 REPEATS = 10  # random subsets of a size-matched FID
 PAIRS_PER_CELL = 4  # images per request whose pairs measure diversity
 LARGE = 1000  # reference images from which several images per patient are no obstacle to subgroup FIDs
 Features = Callable[[str, np.ndarray], np.ndarray]  # (name, uint8 [n, S, S]) -> float32 [n, d], e.g. features.cached
-Key = tuple[str, str]  # (group_kind, group)
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Reference:
 
     @property
     def subgroup_fid(self) -> bool:
-        """FID of parts only where each image is another patient's, or images abound; few patients: overall FID and KID."""
+        """FID of parts only where each image is another patient's, or images abound; else overall FID and KID."""
         return self.rows["patient"].is_unique or len(self.rows) >= LARGE
 
 
@@ -66,7 +60,7 @@ class ImageSet:
     prompts: np.ndarray | None = None  # [n] of a generated set
 
 
-# --- image sets ----------------------------------------------------------------------------------------------------------
+# --- image sets -------------------------------------------------------------------------------------------------------
 def reference(data: Data, features: Features, extractor: str = "lite0") -> Reference:
     """Real images of split test, and of zero_shot where the dataset has it."""
     rows = data.table[data.table["split"].isin(["test", "zero_shot"])].reset_index(drop=True)
@@ -106,7 +100,7 @@ def read_rows(folder: Path) -> pd.DataFrame:
 
 
 def generated(method: str, folder: Path, ref: Reference, features: Features) -> ImageSet:
-    """A generated set, each image beside the real one with its id. ValueError for ids that the reference does not have."""
+    """A generated set, each image beside the real one with its id. ValueError for ids that the reference lacks."""
     rows = read_rows(folder)
     at = pd.Index(ref.rows["id"]).get_indexer(rows["id"])
     if (at < 0).any():
@@ -127,18 +121,20 @@ def reconstructed(ref: Reference, decode: Callable[[np.ndarray], np.ndarray], fe
 
 
 def shuffled(source: ImageSet, seed: int) -> ImageSet:
-    """Control shuffled: the same images, handed to requests in random order, so that no attribute follows its request."""
+    """Control shuffled: the same images, handed to requests in random order: no attribute follows its request."""
     order = np.random.default_rng(seed).permutation(len(source.at))
-    return replace(source, method="shuffled", images=source.images[order], features=source.features[order], prompts=None)
+    images, features = source.images[order], source.features[order]
+    return replace(source, method="shuffled", images=images, features=features, prompts=None)
 
 
 def copies(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np.ndarray, seed: int) -> ImageSet:
-    """Control copy: for each request a random training image of its cell, or of the nearest cell that has training images.
+    """Control copy: for each request a random training image of its cell, or of the nearest cell that has any.
 
     Nearest: most attributes in common, then the smallest difference of the first attribute's (age) position.
     """
     rng = np.random.default_rng(seed)
-    have, want = (np.array([ref.schema.encode(r) for r in t[list(ref.schema.names)].to_dict("records")]) for t in (train, ref.rows))
+    requests = (t[list(ref.schema.names)].to_dict("records") for t in (train, ref.rows))
+    have, want = (np.array([ref.schema.encode(r) for r in records]) for records in requests)
     chosen = np.empty(len(want), dtype=np.int64)
     for i, cell in enumerate(want):
         unlike = (have != cell).sum(1) + np.abs(have[:, 0] - cell[0]) / (10 * len(ref.schema.attributes[0]))
@@ -148,9 +144,10 @@ def copies(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np
 
 
 def real_train(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np.ndarray, seed: int) -> ImageSet:
-    """Control real_train: each training image beside one test image of its cell, none used twice; held-out cells stay empty.
+    """Control real_train: each training image beside one test image of its cell, none used twice, none of held-out
+    cells.
 
-    The training set is long-tailed and a phantom test set balanced: without matching, their distance would be that of the cells.
+    The training set is long-tailed and a phantom test set balanced: unmatched, their distance would be the cells'.
     """
     rng = np.random.default_rng(seed)
     chosen, at = [], []
@@ -165,21 +162,23 @@ def real_train(ref: Reference, train: pd.DataFrame, images: np.ndarray, features
     return ImageSet("real_train", images[chosen], features[chosen], train["patient"].to_numpy()[chosen], at)
 
 
-# --- quality -------------------------------------------------------------------------------------------------------------
-def result(stage: str, method: str, key: Key, metric: str, value: float | Interval | None, n: int, n_ref: int, extractor: str = "",
-           note: str = "", setting: str = "test") -> dict:  # fmt: skip
+# --- quality ----------------------------------------------------------------------------------------------------------
+def result(stage: str, method: str, key: Key, metric: str, value: float | Interval | None, n: int, n_ref: int,
+           extractor: str = "", note: str = "", setting: str = "test") -> dict:  # fmt: skip
     """One row; a plain number has no interval, None (with a note) no value."""
-    interval = value if isinstance(value, Interval) else Interval(np.nan if value is None else float(value), np.nan, np.nan)
-    return {"stage": stage, "method": method, "setting": setting, "group_kind": key[0], "group": key[1], "metric": metric,
-            "value": interval.value, "lo": interval.lo, "hi": interval.hi, "n": n, "n_ref": n_ref, "extractor": extractor,
-            "note": note}  # fmt: skip
+    plain = Interval(np.nan, np.nan, np.nan) if value is None else value
+    interval = plain if isinstance(plain, Interval) else Interval(float(plain), np.nan, np.nan)
+    return {"stage": stage, "method": method, "setting": setting, "group_kind": key[0], "group": key[1],
+            "metric": metric, "value": interval.value, "lo": interval.lo, "hi": interval.hi, "n": n, "n_ref": n_ref,
+            "extractor": extractor, "note": note}  # fmt: skip
 
 
 def draws(s: ImageSet, ref: Reference, resamples: int, seed: int) -> tuple[Resamples, Resamples]:
     """Resampled patients of a set and of its reference rows; the same draws where they are the same patients."""
     theirs = ref.patients[s.at]
     same = set(s.patients) == set(theirs)
-    return stats.resample_patients(s.patients, resamples, seed if same else seed + 1), stats.resample_patients(theirs, resamples, seed)
+    own = stats.resample_patients(s.patients, resamples, seed if same else seed + 1)
+    return own, stats.resample_patients(theirs, resamples, seed)
 
 
 def kid_of(s: ImageSet, ref: Reference, mask: np.ndarray, ra: Resamples, rb: Resamples) -> tuple[float, np.ndarray]:
@@ -191,7 +190,8 @@ def kid_of(s: ImageSet, ref: Reference, mask: np.ndarray, ra: Resamples, rb: Res
 
 def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
     """FID, KID, precision, recall, density, coverage and MS-SSIM of one set, overall and per group."""
-    return distances(s, ref, resamples, seed) + matched(s, ref, seed) + similarity(s, ref, draws(s, ref, resamples, seed)[0])
+    drawn = draws(s, ref, resamples, seed)[0]
+    return distances(s, ref, resamples, seed) + matched(s, ref, seed) + similarity(s, ref, drawn)
 
 
 def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
@@ -225,11 +225,12 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
 def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
     """FID of every attribute's categories and of the whole at ONE number of images n, the smallest eligible category's.
 
-    Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the FID of n such
-    images differs between samples of that size (halves without replacement, as in stats.fid_interval), at least: it is wider where the
-    distance is small against its bias. The choice of a subset alone would say nothing about the smallest group, which has only one.
-    Where images of one patient repeat, halves of images would count them as independent: no interval, and the note says so.
-    Categories with too few images have rows without a value that say so; no rows at all where `subgroup_fid` forbids them.
+    Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the
+    FID of n such images differs between samples of that size (halves without replacement, as in stats.fid_interval), at
+    least: it is wider where the distance is small against its bias. The choice of a subset alone would say nothing
+    about the smallest group, which has only one. Where images of one patient repeat, halves of images would count them
+    as independent: no interval, and the note says so. Categories with too few images have rows without a value that say
+    so; no rows at all where `subgroup_fid` forbids them.
     """
     sizes = {k: int(m[s.at].sum()) for k, m in ref.masks.items() if k[0] in (*ref.schema.names, "overall")}
     fitting = {k: n for k, n in sizes.items() if not fairness.images_note(n)}
@@ -268,8 +269,9 @@ def _from_halves(value: float, differences: np.ndarray, level: float = 0.95) -> 
     return Interval(float(value), max(float(value - spread), 0.0), float(value + spread))
 
 
-def classified(s: ImageSet, ref: Reference, probabilities: np.ndarray, real: np.ndarray, resamples: int, seed: int) -> list[dict]:
-    """"IS" of one set, from the extractor's own class probabilities [n, C]; interval from random halves of its patients.
+def classified(s: ImageSet, ref: Reference, probabilities: np.ndarray, real: np.ndarray, resamples: int,
+               seed: int) -> list[dict]:  # fmt: skip
+    """ "IS" of one set, from the extractor's own class probabilities [n, C]; interval from random halves of patients.
 
     real: those of the real test images. No real image enters the score; theirs stands in the note, for comparison.
     """
@@ -283,7 +285,7 @@ def classified(s: ImageSet, ref: Reference, probabilities: np.ndarray, real: np.
 
 
 def similarity(s: ImageSet, ref: Reference, ra: Resamples) -> list[dict]:
-    """MS-SSIM with the real image of the same request, per group, and among images of one request (lower = more diverse)."""
+    """MS-SSIM with the real image of the same request, per group, and among images of one request (low = diverse)."""
     name, scales = metrics.ms_ssim_variant(s.images.shape[-1])
     values, counts = metrics.ms_ssim(s.images, ref.images[s.at], scales), ra.counts()
     out = []
@@ -291,18 +293,21 @@ def similarity(s: ImageSet, ref: Reference, ra: Resamples) -> list[dict]:
         mask = whole[s.at]
         if key[0] != "cell" and mask.any():
             interval = stats.percentile_interval(values[mask].mean(), stats.mean(values[mask], counts[:, mask]))
-            out.append(result("quality", s.method, key, f"{name} paired", interval, int(mask.sum()), int(mask.sum()), "pixels"))
+            n = int(mask.sum())
+            out.append(result("quality", s.method, key, f"{name} paired", interval, n, n, "pixels"))
     request, note = s.prompts, "images of one prompt"
     if request is None or len(set(request)) > 0.75 * len(request):
         request, note = ref.rows["cell"].to_numpy()[s.at], "images of one cell: prompts do not repeat"
     first = pd.Series(request).groupby(request).cumcount().to_numpy() < PAIRS_PER_CELL
     means = metrics.ms_ssim_intra(s.images[first], request[first], scales)
     value = float(means.mean()) if len(means) else None
-    return [*out, result("quality", s.method, ("overall", ""), f"{name} intra-prompt", value, int(first.sum()), 0, "pixels", note)]
+    who = ("quality", s.method, ("overall", ""))
+    return [*out, result(*who, f"{name} intra-prompt", value, int(first.sum()), 0, "pixels", note)]
 
 
 def equity(rows: Sequence[dict], names: Sequence[str], metric: str) -> list[dict]:
-    """ES-<metric> per attribute (mean, and "-sum") from the rows of ONE set; absent, with a note, unless every category counts.
+    """ES-<metric> per attribute (mean, and "-sum") from the rows of ONE set; absent, with a note, unless every category
+    counts.
 
     ES = M (1 + mean_a |M_a - M| / M); categories without any image are no part of the comparison.
     """
@@ -315,22 +320,24 @@ def equity(rows: Sequence[dict], names: Sequence[str], metric: str) -> list[dict
         note = f"ineligible: {', '.join(missing)}" if missing else "" if parts else "ineligible: no category"
         for ending, how in (("", "mean"), ("-sum", "sum")):
             value = None if note else fairness.es_fid(whole["value"], [r["value"] for r in parts], how)
-            out.append(result("quality", whole["method"], (name, ""), f"ES-{metric}{ending}", value, whole["n"], whole["n_ref"],
-                              whole["extractor"], note))  # fmt: skip
+            out.append(result("quality", whole["method"], (name, ""), f"ES-{metric}{ending}", value, whole["n"],
+                              whole["n_ref"], whole["extractor"], note))  # fmt: skip
     return out
 
 
 def differences(sets: Sequence[ImageSet], ref: Reference, resamples: int, seed: int) -> list[dict]:
-    """KID of each method minus KID of each later one, over the same resampled patients; an interval around 0 is noise."""
+    """KID of each method minus KID of each later one, over the same resampled patients; an interval around 0 is
+    noise.
+    """
     everyone = {s.method: kid_of(s, ref, np.ones(len(s.at), dtype=bool), *draws(s, ref, resamples, seed)) for s in sets}
-    names = list(everyone)
-    return [result("difference", a, ("overall", ""), f"KID minus {b}", stats.difference(*everyone[a], *everyone[b]), len(ref.rows),
-                   len(ref.rows), ref.extractor) for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
+    names, n = list(everyone), len(ref.rows)
+    return [result("difference", a, ("overall", ""), f"KID minus {b}", stats.difference(*everyone[a], *everyone[b]), n,
+                   n, ref.extractor) for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
 
 
-# --- measurement ---------------------------------------------------------------------------------------------------------
+# --- measurement ------------------------------------------------------------------------------------------------------
 def measure(modality: str, images: np.ndarray) -> pd.DataFrame:
-    """`phantoms.measure` of every image: one row each, one column per generative parameter; 0 where an image shows none."""
+    """`phantoms.measure` of every image: a row each, a column per generative parameter; 0 where an image shows none."""
     with np.errstate(invalid="ignore"):
         found = pd.DataFrame([phantoms.measure(modality, image) for image in images])
     return found.where(np.isfinite(found), 0.0)

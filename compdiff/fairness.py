@@ -57,7 +57,7 @@ def fpr_note(negatives: int) -> str:
 
 
 def images_note(n: int, least: int = MIN_IMAGES, patients: int | None = None) -> str:
-    """ "" when a group holds enough images for FID, KID, precision and recall, else why not; fewer patients are named."""
+    """ "" when a group holds enough images for FID, KID, precision and recall, else why not, of how few patients."""
     whose = f" (of {patients} patients)" if patients is not None and patients < n else ""
     return f"ineligible: n = {n} < {least}{whose}" if n < least else ""
 

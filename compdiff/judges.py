@@ -41,10 +41,11 @@ def metrics_of(known: Entry, ref: Reference, labels: Sequence[str]) -> list[str]
 
 
 def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], modality: str, describe: Describe,
-            weights: str, resamples: int, seed: int) -> list[dict]:  # fmt: skip
+            weights: str, resamples: int, seed: int, dataset: str = "") -> list[dict]:  # fmt: skip
     """Rows of every judge and extractor of the list but `ref.extractor`, for all sets; real_test should be among them.
 
-    weights: folder of the files ("" = the default). A file whose hash is not listed is named in the notes.
+    weights: folder of the files ("" = the default). A file whose hash is not listed is named in the notes, and so is a
+    judge that was trained on `dataset` (its manifest's name), whose images it may know.
     ValueError: a file that is not what the list says.
     """
     out = []
@@ -64,7 +65,8 @@ def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], mod
         for s in sets:
             rows = judged(replace(s, features=describe(name, s)), real, judge, resamples, seed)
             unsure = "" if sure == "verified" else f"weights {sure}"
-            out += [r | {"note": "; ".join(filter(None, (r["note"], unsure)))} for r in rows]
+            inside = f"trained on {dataset} itself" if dataset in known.trained_on else ""
+            out += [r | {"note": "; ".join(filter(None, (r["note"], unsure, inside)))} for r in rows]
     return out
 
 

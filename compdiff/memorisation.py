@@ -114,7 +114,7 @@ def audit(s: ImageSet, ref: Reference, found: Nearest, real: Nearest, n_train: i
           seed: int) -> list[dict]:  # fmt: skip
     """Median "nearest training distance" and share of "suspected copies" of one set; " (pixels)" in pixel space.
 
-    found, real: of the set and of the real validation images, in the space named ("pixels", or the extractor of features).
+    found, real: of the set and of the real validation images, in the space named ("pixels", or a features' extractor).
     Intervals by patient; a share of 0 or 1, which resampling cannot vary, gets the Jeffreys interval of its patients.
     """
     limit, rate = threshold(real.distance)

@@ -14,10 +14,10 @@ import pandas as pd
 from compdiff import fairness, scores, stats
 from compdiff.datasets import Data
 from compdiff.downstream import Judged
-from compdiff.evaluate import Key, result
-from compdiff.fairness import HEALTHY, disparity_label
+from compdiff.evaluate import result
+from compdiff.fairness import HEALTHY, Key, disparity_label
+from compdiff.stats import CURVES
 
-CURVES = ("AUROC", "AUPRC")
 CALLED = ("F1", "balanced accuracy", "ECE")  # at the validation threshold, or (ECE) of the probabilities
 Name = tuple[str, str]  # (setting, method)
 Curves = dict[tuple[Key, str], tuple[str, dict[str, np.ndarray]]]  # group, label -> ("" or why not, metric -> [1 + R])

@@ -87,7 +87,7 @@ HEADINGS = {
     "(point value)",
     "above shuffled": "the accuracy's interval lies above the row with shuffled attributes",
     "KID below untrained": "KID is below that of the untrained model (point value)",
-    "told apart from a copy": "the copy of the training set is told apart by every memorisation metric with an interval",
+    "told apart from a copy": "the copy of the training set is told apart by all memorisation metrics with intervals",
 }
 WORDS = {True: "holds", False: "DOES NOT HOLD", None: "cannot be said"}
 
@@ -177,7 +177,7 @@ def difference_lines(table: pd.DataFrame) -> list[str]:
 
 
 def word_against_real(results: pd.DataFrame, row: dict) -> tuple[str, str]:
-    """("above" | "below" | "within noise" | "cannot be said", by what): by the adjusted p-value, else by the interval."""
+    """(above | below | within noise | cannot be said, by what): by the adjusted p-value, else by the interval."""
     p = p_row(results, row["metric"], [row["method"]], row["setting"])
     if p is None:
         return frames.word_of(row), "interval"
@@ -188,7 +188,7 @@ def downstream_lines(results: pd.DataFrame) -> list[str]:
     """Every classifier against the one trained on real images only (strategy 1a), by paired differences."""
     here = results[(results["stage"] == "difference") & results["metric"].str.endswith(" minus 1a")]
     here = here[(here["group"] == "") & ~frames.is_p_value(here["metric"])]
-    rule = f"By the p-value adjusted by Holm ({ALPHA:g}) where one was computed (by p), else by whether the interval holds 0."
+    rule = f"By the p-value adjusted by Holm ({ALPHA:g}) where there is one (by p), else by the interval (holds it 0?)."
     lines = ["## Downstream: against real images only (1a)", "", rule, ""] if len(here) else []
     for (metric, kind), part in here.groupby(["metric", "group_kind"], sort=False):
         told: dict[str, list[str]] = {"above": [], "below": [], "within noise": [], "cannot be said": []}

@@ -42,6 +42,7 @@ class Entry:
     title: str
     judges: str  # image quality | paired similarity | findings | sex | race | age
     images: str  # any | chest: on which images its opinion means something
+    trained_on: tuple[str, ...]  # data sets, of which its opinion is no outsider's; ("unknown",) = not known to us
     licence: str
     sha256: str | None  # of the published file; null = nobody of us has seen its bytes
     package: str  # installed Python package that carries the file; "" = the folder of weights

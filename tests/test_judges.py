@@ -56,6 +56,14 @@ def test_present_judges_compute_from_their_own_features(ref, present):
     assert value([r for r in rows if r["extractor"] == "inception"], "KID", ("sex", "Male"))["n"] == (~asked).sum()
 
 
+def test_rows_of_a_judge_trained_on_the_judged_data_say_so(ref, present):
+    labelled = replace(ref, rows=ref.rows.rename(columns={"y_spot": "y_Pleural Effusion"}))
+    for dataset, judges_of_it in (("nih", {"xrv", "age"}), ("chest", set()), ("", set())):
+        rows = judges.outside([fake(ref)], labelled, ("Pleural Effusion",), "chest", describe, "", 20, 0, dataset)
+        assert {r["extractor"] for r in rows if f"trained on {dataset} itself" in r["note"]} == judges_of_it
+        assert {"xrv", "sex", "inception"} <= {r["extractor"] for r in rows}
+
+
 def test_findings_are_scored_by_the_output_of_that_name(ref, present):
     labelled = replace(ref, rows=ref.rows.rename(columns={"y_spot": "y_Pleural Effusion"}))
     s = fake(ref)

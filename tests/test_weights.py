@@ -81,6 +81,7 @@ def test_every_entry_is_complete_and_leads_to_a_network():
         assert known.architecture is None or known.architecture in backbones.ARCHITECTURES
         assert known.sha256 is None or len(bytes.fromhex(known.sha256)) == 32
         assert known.crop <= known.size
+        assert known.trained_on and isinstance(known.trained_on, tuple) and "" not in known.trained_on
     assert len(weights.entries()["xrv"].outputs) == 18
     with pytest.raises(ValueError, match="unknown extractor 'vgg'; known: lite0, inception"):
         weights.weight_file("vgg")
