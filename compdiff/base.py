@@ -83,6 +83,21 @@ def cohort(manifest: Manifest, n: int, size: int, seed: int = 0) -> tuple[list[d
     return rows, np.stack(images)
 
 
+def check_held_out(manifest: Manifest, config: Config) -> None:
+    """ValueError when the configured base was trained on phantoms of a cell that `manifest` holds out.
+
+    A base without recipe.json (not made by `make base`) has seen no phantoms.
+    """
+    name = config.base_model.base
+    recipe = (paths.TINY_BASE if name == "tiny" else Path(name)) / "recipe.json"
+    if manifest.layout != "phantom" or not recipe.is_file():
+        return
+    unseen = json.loads(recipe.read_text()).get("held_out", {}).get(manifest.modality, [])
+    if seen := [n for n in map(manifest.schema.cell_name, manifest.held_out) if n not in unseen]:
+        remedy = f"hold them out in data_manifests/{manifest.modality}.yaml too, then `make base`"
+        raise ValueError(f"{manifest.name} holds out {', '.join(seen)}, which the base {name} was trained on; remedy: {remedy}")
+
+
 def levels(values: np.ndarray) -> list[str]:
     """A parameter's values in words: "no" for zero, else the third of the other values: "low", "medium", "high"."""
     present = values[values != 0]
@@ -203,6 +218,7 @@ def build(work: Path, out: Path, images: int, vae_steps: int, unet_steps: int, s
     return {
         "command": f"python -m compdiff.base --images {images} --vae-steps {vae_steps} --unet-steps {unet_steps}",
         "seed": seed, "cohorts": {m.name: len(rows) for m, (rows, _) in zip(manifests, drawn, strict=True)},
+        "held_out": {m.name: [m.schema.cell_name(c) for c in m.held_out] for m in manifests},
         "interaction": list(DIALS), "prompt_dropout": config.train.prompt_dropout, "machine": record.machine(),
         "versions": record.versions(),
     }  # fmt: skip

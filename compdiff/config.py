@@ -186,6 +186,7 @@ METHODS: dict[str, Method] = {
     "hcn_age_from_prompt": Method("HCN, age from prompt", conditioner="hcn", in_prompt=("age",)),
     "hcn_no_aux": Method("HCN, no auxiliary loss", conditioner="hcn", overrides=(("aux_weight", 0.0),)),
     "hcn_no_consistency": Method("HCN, no consistency loss", conditioner="hcn", overrides=(("consistency_weight", 0.0),)),
+    "hcn_no_uncertainty": Method("HCN, z = h, no KL loss", conditioner="hcn", overrides=(("uncertainty", False),)),
 }
 MAIN_METHODS = ("text", "flat", "fairdiffusion", "hcn", "hcn_fairdiffusion")
 EXTRA_METHODS = tuple(m for m in METHODS if m not in MAIN_METHODS)

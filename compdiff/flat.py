@@ -23,8 +23,10 @@ class FlatOutput(Condition):
 class FlatEncoder(Conditioner):
     """`single`: concatenated embeddings -> one token. `separate`: one Linear per attribute -> K tokens.
 
-    Auxiliary classifiers read the token (`separate`: classifier k reads token k): `deep` as HCN's, so that the
-    comparison differs in the composition only, or `shallow`, one Linear. Of `config` the HCN-only losses are unused.
+    Auxiliary classifiers read the token (`separate`: classifier k reads token k): `deep` as HCN's, or `shallow`, one
+    Linear. Of `config` the HCN-only losses are unused. So HCN differs from this in more than the hierarchy: a sampled z
+    and its KL loss, the consistency loss, LayerNorms, activation and initialisation. `hcn_no_uncertainty` and
+    `hcn_no_consistency` (config.METHODS) take single ones of these away.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +30,9 @@ STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labels
          "lines.linewidth": 1.2}  # fmt: skip
 # Okabe and Ito's palette: told apart by colour-blind readers; a method keeps its colour and marker in every figure.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#8A8A8A")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-COLOUR = dict(zip(config.METHODS, PALETTE, strict=True))
-MARKER = dict(zip(config.METHODS, MARKERS, strict=True))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")  # one more than colours: no pair repeats before the 91st method
+COLOUR = dict(zip(config.METHODS, itertools.cycle(PALETTE), strict=False))
+MARKER = dict(zip(config.METHODS, itertools.cycle(MARKERS), strict=False))
 GREY = "#777777"
 
 

@@ -71,14 +71,14 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
     """One synthetic set: `folder`/images/<id>.png for every row, then samples.csv. Restarts where it stopped.
 
     `rows` holds id and the attribute columns; `checkpoint` is the sha256 of the weights. A folder made by other weights,
-    prompts or settings is made anew. ValueError when two rows share an id.
+    prompts, settings or code is made anew. ValueError when two rows share an id.
     """
     folder = Path(folder)
     if not rows["id"].is_unique:
         raise ValueError(f"{folder}: two rows share the id {rows['id'][rows['id'].duplicated()].iloc[0]!r}")
     hashes = [hashlib.sha256(v.numpy().tobytes()).hexdigest() for _, v in sorted(extra.items())]
     made_of = record.sha256_json([checkpoint, method, seed, config.solver, config.sample_steps, config.guidance,
-                                  rows["id"].tolist(), prompts, np.asarray(attributes).tolist(), *hashes])  # fmt: skip
+                                  rows["id"].tolist(), prompts, np.asarray(attributes).tolist(), code(), hashes])  # fmt: skip
     table = rows.assign(prompt=prompts, seed=[image_seed(seed, i) for i in rows["id"]], method=method, checkpoint=checkpoint)
     listing, marker = folder / "samples.csv", folder / "inputs.txt"
     if not marker.exists() or marker.read_text() != made_of:
@@ -101,6 +101,11 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
         with record.atomic(listing) as temporary:
             table.to_csv(temporary, index=False)
     return table
+
+
+def code() -> list[str]:
+    """What draws an image besides the weights: an edit of it, beyond comments, makes every set again."""
+    return [record.source_sha256(Path(__file__).with_name(name)) for name in ("sample.py", "diffusion.py")]
 
 
 def save_png(path: Path, image: np.ndarray) -> None:

@@ -46,7 +46,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "02_train_hcn", "seed", ("01_data_prep",), outputs=TRAINED, settings=("train", "hcn"), files=BASE,
-        trains=("hcn", "hcn_age_from_prompt", "hcn_no_aux", "hcn_no_consistency"), loads=("hcn",),
+        trains=("hcn", "hcn_age_from_prompt", "hcn_no_aux", "hcn_no_consistency", "hcn_no_uncertainty"), loads=("hcn",),
         may_write=("seed{seed}/train/hcn/uncertainty.csv",),
     ),
     Stage(
@@ -79,7 +79,7 @@ STAGES: tuple[Stage, ...] = (
         "08_figures", "seeds", ("01_data_prep", *TRAINERS, "05_generation", "06_metrics", "07_downstream"),
         parameters=("dataset", "profile", "seeds", "runs", "methods", "figures"),
         outputs=("table1.csv", "*.csv", "*.md", "*.tex", "*.svg", "*.png"), to_figures=True,
-        files=("compdiff/*.csv", "data_manifests/*.csv"),
+        files=("compdiff/*.csv",),
     ),
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from compdiff.fairness import disparity_label
 from compdiff.frames import NOT_AVAILABLE, TITLES, Item, methods_in
 from compdiff.published import NOT_IN_RECORD
 
-ABLATION = ("flat", "flat_separate", "hcn", "hcn_no_aux", "hcn_no_consistency", "hcn_age_from_prompt")
+ABLATION = ("flat", "flat_separate", "hcn", "hcn_no_aux", "hcn_no_consistency", "hcn_no_uncertainty", "hcn_age_from_prompt")
 CELL_COLUMNS = ("panel", "key", "row", "column", "value", "lo", "hi", "std", "seeds", "n", "n_ref", "note")
 HELD_OUT = {"held_out": "all held-out cells", "seen": "all other cells"}  # groups of the kind held_out
 ES_FID = (

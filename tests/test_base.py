@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,19 @@ def test_the_shipped_folder_is_what_its_recipe_says():
     assert written["sha256"] == diffusion.fingerprint(paths.TINY_BASE)
     assert written["prompt_dropout"] == 0.1 and set(written["cohorts"]) == set(base.PHANTOMS)
     assert sum(path.stat().st_size for path in paths.TINY_BASE.rglob("*") if path.is_file()) <= 16 * 2**20
+
+
+def test_a_cell_that_the_base_has_seen_cannot_be_held_out(tmp_path):
+    demo, shipped = settings("demo"), json.loads((paths.TINY_BASE / "recipe.json").read_text())["held_out"]
+    for name in base.PHANTOMS:
+        manifest = load_manifest(name)
+        assert shipped[name] == [manifest.schema.cell_name(c) for c in manifest.held_out]
+        base.check_held_out(manifest, demo)
+        seen = replace(manifest, held_out=(*manifest.held_out, manifest.schema.cells()[0]))
+        with pytest.raises(ValueError, match=r"holds out 0-18 Male White, which the base tiny .* `make base`"):
+            base.check_held_out(seen, demo)
+        base.check_held_out(seen, settings("demo", base=str(tmp_path)))  # another base, no phantoms in it
+    base.check_held_out(load_manifest("nih"), demo)
 
 
 # --- training its parts --------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Settings: layers, types, unknown names; the presets against method section 2."""
 
+import re
 from dataclasses import fields, replace
 
 import pytest
 
-from compdiff import config
+from compdiff import config, paths
 from compdiff.config import Config, override, settings
 
 
@@ -113,3 +114,15 @@ def test_method_numbers_of_the_papers():
     assert (fair.time_window, fair.exploitation, fair.ucb_beta, fair.restarts, fair.raw_samples) == (30, 0.95, 0.1, 5, 20)
     assert config.MAIN_METHODS == ("text", "flat", "fairdiffusion", "hcn", "hcn_fairdiffusion")
     assert {m for m in config.METHODS if config.METHODS[m].fair} == {"fairdiffusion", "hcn_fairdiffusion"}
+
+
+def test_readme_says_how_the_demo_differs_from_the_paper():
+    said = re.search(r"(\d+) steps at (\d+) pixels, and a KL weight of (\S+) where CompDiff has ([\d.]+)\.",
+                     (paths.ROOT / "README.md").read_text())  # fmt: skip
+    demo, paper = settings("demo"), settings("paper", recipe="compdiff_hcn")
+    assert [float(x) for x in said.groups()] == [demo.train.steps, demo.data.size, demo.hcn.kl_weight, paper.hcn.kl_weight]
+
+
+def test_the_ablation_without_uncertainty_differs_in_nothing_else():
+    whole, without = (settings("demo", "chest", m) for m in ("hcn", "hcn_no_uncertainty"))
+    assert without == config.override(whole, uncertainty=False) != whole

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from test_tables import COUNTS, HELD_OUT, SCHEMA, made_up
 
-from compdiff import frames, plots, plots_downstream, plots_groups, plots_pictures, plots_results, plots_training
+from compdiff import config, frames, plots, plots_downstream, plots_groups, plots_pictures, plots_results, plots_training
 from compdiff.attributes import SCHEMAS
 
 RESULTS = frames.over_seeds(made_up())
@@ -197,6 +197,13 @@ def test_colours_differ_in_lightness_or_hue_for_every_method():
     rgb = np.array([to_rgb(c) for c in plots.PALETTE])
     apart = np.linalg.norm(rgb[:, None] - rgb[None], axis=2) + np.eye(len(rgb))
     assert apart.min() > 0.2 and len(set(plots.MARKERS)) == len(plots.MARKERS)
+
+
+def test_every_method_has_a_look_of_its_own():
+    """Also where there are more methods than colours."""
+    looks = {m: (plots.COLOUR[m], plots.MARKER[m]) for m in config.METHODS}
+    assert len(set(looks.values())) == len(config.METHODS) > len(plots.PALETTE)
+    assert len({plots.COLOUR[m] for m in config.MAIN_METHODS}) == len(config.MAIN_METHODS)
 
 
 def test_the_callers_style_is_left_alone():

@@ -10,7 +10,7 @@ import tiny
 import torch
 from PIL import Image
 
-from compdiff import diffusion, methods, sample
+from compdiff import diffusion, methods, record, sample
 from compdiff.attributes import SCHEMAS
 from compdiff.config import SampleConfig
 
@@ -164,6 +164,15 @@ def test_what_the_images_depend_on_makes_them_anew(made, tmp_path, counted, chan
     generate(made, tmp_path)
     generate(made, tmp_path, **change)
     assert sum(counted) == 5 + len(change.get("rows", ROWS)) == 5 + len(list((tmp_path / "images").iterdir()))
+
+
+@pytest.mark.parametrize("edited", ["sample.py", "diffusion.py"])
+def test_an_edit_of_what_draws_makes_them_anew(made, tmp_path, counted, monkeypatch, edited):
+    generate(made, tmp_path)
+    original = record.source_sha256
+    monkeypatch.setattr(record, "source_sha256", lambda p: original(p) + "edited" * (p.name == edited))
+    generate(made, tmp_path)
+    assert sum(counted) == 10
 
 
 def test_the_batch_size_does_not_make_them_anew(made, tmp_path, counted):
