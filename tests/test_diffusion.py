@@ -147,7 +147,7 @@ def test_prompts_are_padded_and_cut_to_the_encoders_length(loaded):
     assert len(set(ids[1].tolist()) - {begin, end}) == 5  # the heart is enlarged .
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", ["chest", "fundus", "nih"])  # what the tiny base is used for
 def test_the_longest_prompt_fits(loaded, name):
     manifest = base.load_manifest(name)
     longest = manifest.describe({label: len(phrases) - 1 for label, phrases in manifest.labels.items()})
