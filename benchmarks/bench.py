@@ -51,9 +51,10 @@ def plain_step(base: diffusion.Diffusion, images: np.ndarray, moments: torch.Ten
     return step
 
 
-def our_steps(data: datasets.Data, folder: Path, method: str) -> Iterator[dict]:
+def our_steps(data: datasets.Data, folder: Path, method: str, batch: int) -> Iterator[dict]:
     """The project's loop, one step at a time, without validation or checkpoints."""
-    config = settings("demo", data.index["dataset"], method, validate_every=1.0, checkpoint_every=1.0, steps=10_000)
+    config = settings("demo", data.index["dataset"], method, validate_every=1.0, checkpoint_every=1.0, steps=10_000,
+                      batch=batch, microbatch=batch)  # fmt: skip
     base = diffusion.load("tiny")
     parts = methods.build(method, data.schema, base.d_ctx, config, seed=0)
     split = [latents.read(folder / "latents", data, base, "", s, parts.named) for s in ("train", "val")]
@@ -81,7 +82,7 @@ def main() -> None:
         images, ids = data.images(batch), base.tokenize(data.prompts(batch))
         moments = base.moments(images)
         for method in ("text", "hcn"):
-            ours = our_steps(data, folder, method)
+            ours = our_steps(data, folder, method, args.batch)
             for name, cached in (("encode every step", None), ("cached latents", moments)):
                 a, b = alternate(lambda: next(islice(ours, 0, 1)), plain_step(diffusion.load("tiny"), images, cached, ids), args.repeats)
                 row(f"training step, {method}", f"diffusers-style, {name}", a, b, args.batch)
