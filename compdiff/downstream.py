@@ -238,7 +238,7 @@ def judged_sets(bench: Bench, strategy: Strategy, method: str) -> list[tuple[str
     return out
 
 
-def test_rows(bench: Bench, strategy: Strategy, test: str, of: str) -> tuple[Data, pd.DataFrame, np.ndarray]:
+def rows_shown(bench: Bench, strategy: Strategy, test: str, of: str) -> tuple[Data, pd.DataFrame, np.ndarray]:
     """Data (whose groups), rows and images of a test set. FileNotFoundError where it is not there."""
     if test in TEST_SETS:
         rows, images = read_set(bench, of, TEST_SETS[test], strategy)
@@ -270,7 +270,7 @@ def run_row(bench: Bench, strategy: Strategy, method: str, label: str = "") -> I
     for test, of, where in judged_sets(bench, strategy, method):
         setting = strategy.id if test == "real" else f"{strategy.id} on {test}"
         try:
-            data, rows, images = test_rows(bench, strategy, test, of)
+            data, rows, images = rows_shown(bench, strategy, test, of)
         except FileNotFoundError as error:
             yield {"setting": setting, "method": of, "note": said(error, strategy)}
             continue

@@ -21,7 +21,6 @@ from compdiff.diffusion import Denoiser, Diffusion, step_back
 
 LABEL = "synthetic image, not a patient"
 UNTRAINED = "untrained"  # control: the base itself, text prompts without training
-DOWNSTREAM = strategies.DEMO_GENERATORS  # the generators whose images train classifiers unless more is asked for
 
 
 def image_seed(run_seed: int, prompt_id: str) -> int:
@@ -126,7 +125,7 @@ def set_names(method: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     """The synthetic sets of a method: test; balanced and train for the demo's generators; and whatever the downstream
     strategies `wanted` (keys of strategies.STRATEGIES, or "all") need of any method besides.
     """
-    usual = ("test", "balanced", "train") if method in DOWNSTREAM else ("test",)
+    usual = ("test", "balanced", "train") if method in strategies.DEMO_GENERATORS else ("test",)
     more = strategies.sets(wanted, method) if wanted and method != UNTRAINED else ()
     return tuple(dict.fromkeys((*usual, *more)))
 
