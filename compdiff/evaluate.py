@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from compdiff import fairness, frames, metrics, phantoms, sample, stats
+from compdiff import estimate, fairness, frames, metrics, sample, stats
 from compdiff.attributes import Schema
 from compdiff.datasets import Data
 from compdiff.fairness import Key
@@ -337,7 +337,7 @@ def differences(sets: Sequence[ImageSet], ref: Reference, resamples: int, seed: 
 
 # --- measurement ------------------------------------------------------------------------------------------------------
 def measure(modality: str, images: np.ndarray) -> pd.DataFrame:
-    """`phantoms.measure` of every image: a row each, a column per generative parameter; 0 where an image shows none."""
+    """`estimate.parameters` of every image: a row each, a column per generative parameter; 0 where an image shows none."""
     with np.errstate(invalid="ignore"):
-        found = pd.DataFrame([phantoms.measure(modality, image) for image in images])
+        found = pd.DataFrame([estimate.parameters(modality, image) for image in images])
     return found.where(np.isfinite(found), 0.0)

@@ -21,7 +21,7 @@ from compdiff import config, execute, methods, paths, sources, stages
 LAYERS = {
     "ground": {"paths", "config", "attributes", "record", "sources"},
     "data": {
-        "phantoms", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
+        "raster", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
         "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views", "cardiac_files",
     },
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet"},
