@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compdiff.backbones import ARCHITECTURES, Lite0
+from compdiff.devices import on_accelerator
 from compdiff.record import atomic, sha256_file
 from compdiff.weights import entry, state_dict, weight_file
 
@@ -80,10 +81,10 @@ def extract(
     model = load(extractor, folder).to(memory_format=torch.channels_last)
     crop = known.crop if known.crop < known.size and not size else 0
     out = np.empty((len(images), model.width), dtype=np.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), on_accelerator(model) as device:
         for i in range(0, len(images), batch):
-            x = prepare(images[i : i + batch], size or known.size, known.normalise, crop)
-            out[i : i + batch] = model(x.contiguous(memory_format=torch.channels_last)).numpy()
+            x = prepare(images[i : i + batch], size or known.size, known.normalise, crop).to(device)
+            out[i : i + batch] = model(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
     return out
 
 
