@@ -153,7 +153,7 @@ class Item:
         return found.iloc[0].to_dict() if len(found) else None
 
     def label(self, results: pd.DataFrame) -> str:
-        """FID-lite0, ES-FID-lite0 sex, sex accuracy, cosine paired (biovil) ..."""
+        """FID-lite0@96, ES-FID-lite0@96 sex, sex accuracy, cosine paired (biovil) ..."""
         here = results[(results["stage"] == self.stage) & (results["metric"] == self.metric)]
         known = [e for e in here["extractor"].unique() if e and e != "pixels"] if self.stage == "quality" else []
         extractor = self.extractor or "".join(known[:1])
