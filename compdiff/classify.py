@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class Training:
     size: int = 64  # pixels; larger images are reduced to it
     epochs: int = 24
     batch: int = 32
+    epoch_steps: int = 0  # optimiser steps of an epoch; 0 = one pass through the training images
     lr: float = 1e-2
     weight_decay: float = 0.01
     patience: int = 20  # epochs without a better validation loss
@@ -215,6 +217,13 @@ def augment(x: Tensor, training: Training) -> Tensor:
     return x * (1 + gain) + offset + training.noise * torch.randn(x.shape)
 
 
+def batches(n: int, batch: int) -> Iterator[Tensor]:
+    """Rows of batch after batch, for ever: pass after pass through n images, each in a new random order and without
+    replacement; what does not fill a last batch waits for another pass. A pass does not end where an epoch does."""
+    while True:
+        yield from torch.randperm(n)[: n // batch * batch].split(batch)
+
+
 def log_priors(targets: Targets, heads: Mapping[str, Head], balanced: bool) -> dict[str, Tensor]:
     """What the loss adds to the logits (Menon et al. 2021): log class shares, log odds of labels, nothing for numbers.
 
@@ -284,7 +293,8 @@ def _train(
     goal, val_goal = ({k: torch.tensor(t[k], device=device) for k in model.heads} for t in (targets, val_targets))
     priors = log_priors(targets, model.heads, training.balanced)
     batch = min(training.batch, len(images))
-    per_epoch = len(images) // batch
+    per_epoch = training.epoch_steps or len(images) // batch
+    stream = batches(len(images), batch)
     steps = training.epochs * per_epoch
     warm = max(1, steps // 5)
     groups = networks.parameter_groups(network, training.lr, training.layer_decay)
@@ -297,7 +307,7 @@ def _train(
     for epoch in range(training.epochs):
         network.train()
         losses = []
-        for rows in torch.randperm(len(images))[: per_epoch * batch].split(batch):
+        for rows in islice(stream, per_epoch):
             x = augment(model.inputs(images[rows.numpy()]), training).to(device)
             loss = loss_of(model.split(network(x)), {k: t[rows] for k, t in goal.items()}, model.heads, priors)
             optimizer.zero_grad()

@@ -36,7 +36,7 @@ class Reference:
     features: np.ndarray  # float32 [n, d]
     masks: Mapping[Key, np.ndarray]  # (group_kind, group) -> bool [n]
     schema: Schema
-    extractor: str = "lite0"
+    extractor: str = "lite0"  # of `features.column`
 
     @property
     def patients(self) -> np.ndarray:
@@ -195,7 +195,10 @@ def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict
 
 
 def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
-    """What compares two clouds of features, overall and per group; FID intervals overall only (half-samples)."""
+    """What compares two clouds of features, overall and per group; FID intervals overall only (half-samples).
+
+    Intervals resample patients. Where there are fewer of them than images, the note of FID and KID says how many.
+    """
     ra, rb = draws(s, ref, resamples, seed)
     real = ref.features[s.at]
     out = []
@@ -204,6 +207,8 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
         n, a, b = int(mask.sum()), s.features[mask], real[mask]
         here = {"n": n, "n_ref": n, "extractor": ref.extractor}
         few = note = few_images(s, ref, mask)
+        people = patients_of(s, ref, mask)
+        whose = f"{n} images of {people} patients" if people < n else ""
         if not note and key[0] != "overall" and not ref.subgroup_fid:
             note = f"ineligible: {len(set(ref.patients))} patients in all"
         if key[0] == "overall" and not note:
@@ -211,10 +216,10 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
             value = stats.fid_interval(a, b, s.patients[mask], ref.patients[s.at][mask], repeats, seed)
         else:
             value = None if note else metrics.fid(a, b)
-        out.append(result("quality", s.method, key, "FID", value, note=note, **here))
+        out.append(result("quality", s.method, key, "FID", value, note=note or whose, **here))
         alone = f"ineligible: n = {n} < 2" if n < 2 else ""
         value = None if alone else stats.percentile_interval(*kid_of(s, ref, mask, ra, rb))
-        out.append(result("quality", s.method, key, "KID", value, note=alone or few, **here))
+        out.append(result("quality", s.method, key, "KID", value, note=alone or few or whose, **here))
         if key[0] != "cell":
             found = (None,) * 4 if few else metrics.precision_recall(b, a) + metrics.density_coverage(b, a)
             out += [result("quality", s.method, key, m, v, note=few, **here)

@@ -42,7 +42,8 @@ def metrics_of(known: Entry, ref: Reference, labels: Sequence[str]) -> list[str]
 
 def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], modality: str, describe: Describe,
             weights: str, resamples: int, seed: int, dataset: str = "") -> list[dict]:  # fmt: skip
-    """Rows of every judge and extractor of the list but `ref.extractor`, for all sets; real_test should be among them.
+    """Rows of every judge and extractor of the list but the main one (`ref.extractor`), for all sets; real_test should
+    be among them.
 
     weights: folder of the files ("" = the default). A file whose hash is not listed is named in the notes, and so is a
     judge that was trained on `dataset` (its manifest's name), whose images it may know.
@@ -51,7 +52,7 @@ def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], mod
     out = []
     for name, known in entries().items():
         wanted = metrics_of(known, ref, labels)
-        if name == ref.extractor or known.images not in ("any", modality) or not wanted:
+        if name == ref.extractor.partition("@")[0] or known.images not in ("any", modality) or not wanted:
             continue
         try:
             sure = standing(name, weight_file(name, weights))

@@ -188,8 +188,8 @@ def equity_points(results: pd.DataFrame, group_kind: str) -> tuple[pd.DataFrame,
             scaled = Item("quality", f"ES-{metric}", group_kind).of(results, key)
             y = scaled["value"] - x["value"] if frames.known(x, scaled) else np.nan
         else:
-            parts = results[(results["stage"] == "quality") & (results["metric"] == metric) & (results["note"] == "")]
-            parts = parts[~parts["group_kind"].isin(["overall", "cell", "held_out"])]
+            parts = results[(results["stage"] == "quality") & (results["metric"] == metric)]
+            parts = parts[~parts["group_kind"].isin(["overall", "cell", "held_out"]) & ~parts["note"].map(is_inline)]
             y = parts.loc[parts["method"] == key, "value"].max()
         if frames.known(x) and np.isfinite(y):
             points.append({"key": key, "x": x["value"], "y": y, "row": x})
@@ -245,7 +245,8 @@ def interaction_dial(by_dial: pd.DataFrame, kind: str) -> Figure:
         apart = part["dial"] + 0.012 * (max(dials) - min(dials)) * i  # so that no interval hides another
         ax.errorbar(apart, part["value"], yerr=bars, color=COLOUR[key], marker=MARKER[key], ms=4, capsize=2, lw=1,
                     label=TITLES[key])  # fmt: skip
-    ax.set(xlabel="interaction of the attributes (0 = additive)", ylabel="KID-lite0, held-out cells",
+    ax.set(xlabel="interaction of the attributes (0 = additive)",
+           ylabel=f"{Item('quality', 'KID').label(by_dial)}, held-out cells",
            title=f"Zero-shot error ({kind}, n = {by_dial['n'].min():.0f})")  # fmt: skip
     ax.set_xticks(dials, [f"{d:g}" for d in dials])
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, handletextpad=0.4)

@@ -12,6 +12,7 @@ from compdiff import config, frames, published
 from compdiff.attributes import Schema
 from compdiff.frames import NOT_AVAILABLE, TITLES, Item, known, trained
 from compdiff.rendering import markdown_table, number, said
+from compdiff.tables import downstream_title
 
 ALPHA = 0.05  # of a p-value that Holm adjusted
 SHARE_OF_JUDGE = 0.9  # of the judge's own real-test score that a trained method must reach
@@ -189,12 +190,14 @@ def downstream_lines(results: pd.DataFrame) -> list[str]:
     here = results[(results["stage"] == "difference") & results["metric"].str.endswith(" minus 1a")]
     here = here[(here["group"] == "") & ~frames.is_p_value(here["metric"])]
     rule = f"By the p-value adjusted by Holm ({ALPHA:g}) where there is one (by p), else by the interval (holds it 0?)."
+    if (here["setting"] == "1a-again").any():
+        rule += " 1a-again is 1a with another seed: no gain is one that is not larger than its difference."
     lines = ["## Downstream: against real images only (1a)", "", rule, ""] if len(here) else []
     for (metric, kind), part in here.groupby(["metric", "group_kind"], sort=False):
         told: dict[str, list[str]] = {"above": [], "below": [], "within noise": [], "cannot be said": []}
         bases = []
         for row in part.to_dict("records"):
-            text = f"{row['setting']} {TITLES.get(row['method'], row['method'])} {said(row)}"
+            text = f"{row['setting']} {downstream_title(row['method'])} {said(row)}"
             word, basis = word_against_real(results, row)
             bases.append(basis)
             told[word].append(text + p_value(results, metric, [row["method"]], row["setting"]))

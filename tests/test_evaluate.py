@@ -1,5 +1,7 @@
 """06: sets matched by request, controls that are what they say, rows against plain computations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -135,9 +137,26 @@ def test_few_patients_allow_overall_fid_and_kid_only():
     few = make_reference(seed=3, per_patient=4)
     rows = evaluate.quality(fake(few), few, 10, 0)
     assert np.isfinite(value(rows, "FID")["value"]) and np.isfinite(value(rows, "KID", ("sex", "Male"))["value"])
+    assert value(rows, "FID")["note"] == value(rows, "KID")["note"] == "200 images of 50 patients"
+    men = few.rows[few.rows["sex"] == "Male"]
+    assert value(rows, "KID", ("sex", "Male"))["note"] == f"{len(men)} images of {men['patient'].nunique()} patients"
     assert np.isnan(value(rows, "FID", ("sex", "Male"))["value"])
     assert "50 patients" in value(rows, "FID", ("sex", "Male"))["note"]
     assert not [r for r in rows if r["metric"] == "FID-matched"]
+
+
+def test_images_of_the_same_patients_widen_the_intervals_and_one_image_each_has_no_note(ref):
+    """Four images of each patient that differ by nothing are worth one: the interval is that of the patients."""
+    small, four = make_reference(n=60, seed=8), np.repeat(np.arange(60), 4)
+    often = evaluate.Reference(small.rows.iloc[four].reset_index(drop=True), small.images[four], small.features[four],
+                               {("overall", ""): np.ones(240, bool)}, SCHEMA)  # fmt: skip
+    one, many = fake(small), replace(fake(often), features=fake(small).features[four])
+    width = {}
+    for name, s, r in (("one", one, small), ("many", many, often)):
+        rows = evaluate.distances(s, r, 400, 0)
+        width[name] = [value(rows, m)["hi"] - value(rows, m)["lo"] for m in ("FID", "KID")]
+    np.testing.assert_allclose(width["many"], width["one"], rtol=0.1)  # images as if independent: half as wide
+    assert value(evaluate.distances(fake(ref), ref, 10, 0), "FID")["note"] == ""
 
 
 def test_matched_fid_has_one_size(ref):

@@ -52,7 +52,8 @@ def figures():
     )
     dial = pd.DataFrame(
         [
-            dict(dial=d, method=m, value=0.02 + 0.02 * d, lo=0.01, hi=0.06, std=np.nan, n=24)
+            dict(dial=d, method=m, stage="quality", metric="KID", extractor="lite0@96", value=0.02 + 0.02 * d, lo=0.01,
+                 hi=0.06, std=np.nan, n=24)
             for d in (0, 0.5, 1)
             for m in ("flat", "hcn")
         ]
@@ -154,7 +155,7 @@ def test_pareto_front_is_what_nobody_beats(points):
 def test_equity_is_the_distance_of_the_groups():
     """made_up: ES-FID = FID + 3; no size-matched rows, so the raw ones are drawn."""
     points, x, y = plots_groups.equity_points(RESULTS, "sex")
-    assert set(points.set_index("key")["y"].round(9)) == {3.0} and (x, y) == ("FID-lite0", "ES-FID − FID")
+    assert set(points.set_index("key")["y"].round(9)) == {3.0} and (x, y) == ("FID-lite0@96", "ES-FID − FID")
     assert points.set_index("key").loc["hcn", "x"] == 26.0
 
 

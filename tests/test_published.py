@@ -47,11 +47,12 @@ def test_our_number_is_the_one_of_the_same_metric_and_group():
     table = published.beside(RESULTS, SCHEMA, "chest", "phantoms").set_index(["metric", "group", "method"])
     fid = table.loc[("FID", "overall", "compdiff")]
     found = fid[["ours", "lo", "hi", "n", "extractor", "seeds"]].to_list()
-    assert found == [26.0, 24.0, 28.0, 480, "lite0", 1]
+    assert found == [26.0, 24.0, 28.0, 480, "lite0@96", 1]
     assert table.loc[("ES-FID", "race", "baseline"), "ours"] == 23.0  # 20 + 3
     assert table.loc[("race accuracy", "overall", "baseline"), "ours"] == 0.6
     cell = table.loc[("FID", "60-80 Male White", "compdiff")]
-    assert cell["ours"] == 0.04 and cell["differs"] == "phantoms; KID-lite0" and cell["note"].startswith("ineligible")
+    assert cell["ours"] == 0.04 and cell["differs"] == "phantoms; KID-lite0@96"
+    assert cell["note"].startswith("ineligible")
     assert "RadImageNet" in table.loc[("FID-RadImageNet", "overall", "compdiff"), "note"]
 
 

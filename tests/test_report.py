@@ -48,8 +48,8 @@ def test_gates_fall_either_way(results):
 
 def test_differences_use_intervals_unless_a_paired_one_exists(results):
     verdict = lambda r: report.differences(r, SCHEMA).set_index(["metric", "a", "b"])["verdict"]  # noqa: E731
-    assert verdict(results)["FID-lite0", "text", "flat"] == "within noise"  # [18, 22] and [20, 24] touch
-    assert verdict(results)["FID-lite0", "text", "hcn_fairdiffusion"] == "below"  # [18, 22] and [26, 30] do not
+    assert verdict(results)["FID-lite0@96", "text", "flat"] == "within noise"  # [18, 22] and [20, 24] touch
+    assert verdict(results)["FID-lite0@96", "text", "hcn_fairdiffusion"] == "below"  # [18, 22] and [26, 30] do not
     paired = frames.Item("quality", "FID").of(results, "text") | {
         "stage": "difference",
         "metric": "FID minus flat",
@@ -57,7 +57,7 @@ def test_differences_use_intervals_unless_a_paired_one_exists(results):
         "lo": -3.0,
         "hi": -1.0,
     }
-    assert verdict(pd.concat([results, pd.DataFrame([paired])]))["FID-lite0", "text", "flat"] == "below"
+    assert verdict(pd.concat([results, pd.DataFrame([paired])]))["FID-lite0@96", "text", "flat"] == "below"
 
 
 def test_report_reads_as_text(results):
