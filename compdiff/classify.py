@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from compdiff import networks
 from compdiff.attributes import Schema
+from compdiff.devices import on_accelerator
 from compdiff.record import atomic, write_json
 
 
@@ -161,9 +162,8 @@ class Model:
     def predict(self, images: np.ndarray, batch: int = 128) -> dict[str, np.ndarray]:
         """uint8 [n, S, S] -> per head: class probabilities [n, classes], label probabilities [n, labels] or numbers
         [n]."""
-        device = next(self.network.parameters()).device
         self.network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), on_accelerator(self.network) as device:
             parts = [
                 self.network(self.inputs(images[i : i + batch]).to(device)).cpu() for i in range(0, len(images), batch)
             ]
@@ -258,7 +258,7 @@ def loss_of(
 
 
 def fit(images: np.ndarray, targets: Targets, val_images: np.ndarray, val_targets: Targets, heads: Mapping[str, Head],
-        training: Training, seed: int, init: Model | None = None, device: str = "cpu",
+        training: Training, seed: int, init: Model | None = None,
         weights: Mapping[str, Tensor] | None = None) -> Model:  # fmt: skip
     """Train on uint8 images [n, S, S]; the weights kept are those of the epoch with the lowest validation loss.
 
@@ -280,13 +280,15 @@ def fit(images: np.ndarray, targets: Targets, val_images: np.ndarray, val_target
         network.load_state_dict(network.state_dict() | dict(weights or {}))
         if init is not None:
             network.load_state_dict(init.network.state_dict())
-        network = network.to(device, memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)
         model = Model(network, heads, training, mean=float(images.mean()), std=max(float(images.std()), 1.0))
-        return _train(model, images, targets, val_images, val_targets, device)
+        with on_accelerator(network) as device:
+            return _train(model, images, targets, val_images, val_targets, device)
 
 
 def _train(
-    model: Model, images: np.ndarray, targets: Mapping, val_images: np.ndarray, val_targets: Mapping, device: str
+    model: Model, images: np.ndarray, targets: Mapping, val_images: np.ndarray, val_targets: Mapping,
+    device: torch.device,
 ) -> Model:
     """The loop of `fit`; random numbers come from torch's default generator."""
     training, network = model.training, model.network

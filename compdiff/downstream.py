@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from compdiff import classify, datasets, networks, record, sample
 from compdiff.classify import Head, Model, Training
@@ -182,9 +181,8 @@ def fit_once(folder: Path, train: Set, val: Set, heads: Mapping[str, Head], trai
               "code": code()}  # fmt: skip
     if not record.is_current(folder, inputs):
         with record.run_json(folder, inputs, seeds=[seed]) as run:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
             before = classify.load(init) if init else None
-            classify.fit(*train, *val, heads, training, seed, before, device, weights).save(folder)
+            classify.fit(*train, *val, heads, training, seed, before, weights).save(folder)
             run.outputs += [folder / "weights.safetensors", folder / "model.json"]
     return folder
 
