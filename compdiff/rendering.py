@@ -107,11 +107,13 @@ def published_pages(numbers: pd.DataFrame, pairs: pd.DataFrame) -> Pages:
         return {}
     rows = {}
     for (table, metric, group), part in numbers.groupby(["table", "metric", "group"], sort=False):
+        other = other_metric(part, metric)
         own = [shown({**r, "value": r["ours"], "column": "", "key": ""}).split(":")[0] for r in part.to_dict("records")]
+        own = [f"{other} {text}" if other and text[:1].isdigit() else text for text in own]
         why = dict.fromkeys(n.removeprefix(f"{NOT_AVAILABLE}: ") for n in part["note"] if n)
         printed = [number(v) + (f" ({number(s)})" if pd.notna(s) else "")
                    for v, s in zip(part["published"], part["published std"], strict=True)]  # fmt: skip
-        rows[f"{table}: {metric}, {group}"] = {
+        rows[f"{table}: {metric}{f' (ours: {other})' if other else ''}, {group}"] = {
             "published": " / ".join(printed), "ours": in_turn(own), "n": number_range(part["n"].dropna()),
             "seeds": number_range(part["seeds"].dropna()),
             "differs, or why not": "; ".join([*filter(None, part["differs"].unique()), *why]),
@@ -124,9 +126,15 @@ def published_pages(numbers: pd.DataFrame, pairs: pd.DataFrame) -> Pages:
         columns = here["a"].map(TITLES) + " - " + here["b"].map(TITLES)
         cells = pd.DataFrame({"row": name, "column": columns, "text": here["published"] + ": " + here["verdict"]})
         grid = cells.pivot(index="row", columns="column", values="text")
-        pages[f"Direction, {reading}"] = grid.reindex(index=name.unique(), columns=columns.unique()).fillna("")
+        pages[f"Direction, {reading} (published sign: what ours says)"] = grid.reindex(index=name.unique(), columns=columns.unique()).fillna("")
         pages[f"Pairs of methods, {reading}"] = published.tally(pairs, reading).astype(str)
     return pages
+
+
+def other_metric(part: pd.DataFrame, metric: str) -> str:
+    """The metric that stands for the printed one in ours (KID where a cell is too small for FID), "" if the same."""
+    told = [d.split("; ")[-1].split("-")[0] for d in part["differs"].unique() if "-" in d]
+    return next((t for t in told if t == "KID" and "FID" in metric), "")
 
 
 def number_range(sizes: pd.Series) -> str:

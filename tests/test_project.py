@@ -29,7 +29,7 @@ LAYERS = {
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "alignment", "outcomes", "comparisons", "galleries",
-        "frames", "published", "tables", "rendering", "report", "readme",
+        "frames", "published", "tables", "rendering", "unseen", "report", "readme",
         "plots", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
         "segment",
     },
