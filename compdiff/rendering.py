@@ -12,6 +12,7 @@ from compdiff import published, record
 from compdiff.frames import NOT_AVAILABLE, TITLES
 
 DAGGER = "†"
+MAX_NOTES = 6  # of one column below a table
 INELIGIBLE = f"{DAGGER} ineligible (the CSV says why): shown, but no claim rests on it."
 Pages = Mapping[str, pd.DataFrame]  # panel title -> strings, the index is the first column
 
@@ -59,15 +60,25 @@ def is_inline(note: str) -> bool:
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 def footnotes(table: pd.DataFrame) -> list[str]:
-    """What the daggers mean, and the explaining notes, once per column."""
+    """What the daggers mean, and the explaining notes, once per column, with the rows that they are about."""
     valued = table[table["value"].notna() & (table["note"] != "")]
     inline = valued["note"].map(is_inline).astype(bool)
     lines = [INELIGIBLE] if inline.any() else []
     missing = table[table["value"].isna() & table["note"].map(is_remedy).astype(bool)]
     told = pd.concat([valued[~inline], missing])
-    for column, notes in told.groupby("column", sort=False)["note"].unique().items():
-        lines.append(f"{column}: {'; '.join(notes[:4])}{' ...' if len(notes) > 4 else ''}.")
+    for column, part in told.groupby("column", sort=False):
+        there = table[(table["column"] == column) & (table["value"].notna() | table.index.isin(missing.index))]
+        texts = [whose(mine, there) + note for note, mine in part.groupby("note", sort=False)]
+        lines.append(f"{column}: {'; '.join(texts[:MAX_NOTES])}{' ...' if len(texts) > MAX_NOTES else ''}.")
     return lines
+
+
+def whose(part: pd.DataFrame, there: pd.DataFrame) -> str:
+    """Of which panels, or else rows, of a column a note is told: "Text baseline, Flat encoder: "; "" for all of it."""
+    for what in ("panel", "row"):
+        if part[what].nunique() < there[what].nunique():
+            return ", ".join(part[what].unique()) + ": "
+    return ""
 
 
 def seeds_note(table: pd.DataFrame) -> str:
