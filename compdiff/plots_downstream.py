@@ -18,7 +18,8 @@ from compdiff.stats import jeffreys
 from compdiff.tables import downstream_title
 
 WHOLE = ("macro AUROC", "underdiagnosis")  # a row of panels each
-SHORT = {"macro AUROC": "AUROC", "gap macro AUROC": "gap", "underdiagnosis": "underdiagnosis", "gap underdiagnosis": "gap"}
+SHORT = {"macro AUROC": "AUROC", "gap macro AUROC": "gap", "underdiagnosis": "underdiagnosis",
+         "gap underdiagnosis": "gap"}  # fmt: skip
 TEST = ("test", "zero_shot")  # splits of predictions.csv on which classifiers are judged
 PER_BIN, MAX_BINS = 20, 10  # images at least, and bins at most, of a reliability diagram
 

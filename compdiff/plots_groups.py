@@ -203,7 +203,7 @@ def pareto(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
     """Quality (x) against inequality (y), one panel per attribute and one for KID; lower left is better.
 
     The line joins the methods that no other method beats in both. Grey: the floor that real images reach, and a copy of
-    the training set: best in quality without having learnt anything; how equal depends on the attribute.
+    the training set: best in quality without having learnt anything; how equal, depends on the attribute.
     """
     panels = {name or "worst category": equity_points(results, name) for name in (*schema.names, "")}
     panels = {name: p for name, p in panels.items() if p[0]["key"].isin(COLOUR).any()}

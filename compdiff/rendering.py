@@ -137,7 +137,8 @@ def published_pages(numbers: pd.DataFrame, pairs: pd.DataFrame) -> Pages:
         columns = here["a"].map(TITLES) + " - " + here["b"].map(TITLES)
         cells = pd.DataFrame({"row": name, "column": columns, "text": here["published"] + ": " + here["verdict"]})
         grid = cells.pivot(index="row", columns="column", values="text")
-        pages[f"Direction, {reading} (published sign: what ours says)"] = grid.reindex(index=name.unique(), columns=columns.unique()).fillna("")
+        grid = grid.reindex(index=name.unique(), columns=columns.unique()).fillna("")
+        pages[f"Direction, {reading} (published sign: what ours says)"] = grid
         pages[f"Pairs of methods, {reading}"] = published.tally(pairs, reading).astype(str)
     return pages
 

@@ -195,14 +195,16 @@ def difference_lines(table: pd.DataFrame) -> list[str]:
         names = [f"{TITLES[r.a]} / {TITLES[r.b]}" for r in part.itertuples() if r.verdict == "within noise"]
         differ = part[part["verdict"].isin(["above", "below"])].to_dict("records")
         unsaid = int((part["verdict"] == "cannot be said").sum())
-        head = f"**{metric}**{frames.beside(metric)}: {len(differ)} of {len(part)} pairs differ, {len(names)} are within noise"
+        head = f"**{metric}**{frames.beside(metric)}: {len(differ)} of {len(part)} pairs differ, "
+        head += f"{len(names)} are within noise"
         lines.append(f"- {head}{f', {unsaid} cannot be said' if unsaid else ''}.")
+        told = [(r, frames.worth(r["verdict"], metric)) for r in differ]
         if metric.startswith(tuple(m for _, m in WITH_NUMBERS)):
-            lines += [f"  - {TITLES[r['a']]} is **{frames.worth(r['verdict'], metric)}** {TITLES[r['b']]}: {r['value a']} against "
-                      f"{r['value b']} ({r['rests on']})" for r in differ]  # fmt: skip
+            lines += [f"  - {TITLES[r['a']]} is **{word}** {TITLES[r['b']]}: {r['value a']} against "
+                      f"{r['value b']} ({r['rests on']})" for r, word in told]  # fmt: skip
             lines += [f"  - within noise: {'; '.join(names)}"] if names else []
         elif differ:
-            lines[-1] += " " + "; ".join(f"{TITLES[r['a']]} {frames.worth(r['verdict'], metric)} {TITLES[r['b']]}" for r in differ) + "."
+            lines[-1] += " " + "; ".join(f"{TITLES[r['a']]} {word} {TITLES[r['b']]}" for r, word in told) + "."
     return [*lines, ""]
 
 

@@ -27,8 +27,8 @@ ES_FID = (
 
 MIFID = "MiFID of the floor and of the copy carries the full penalty: training images are copies by definition."
 ES_LABELS = (
-    "ES-AUROC of an attribute may lie above the overall macro AUROC: the groups, and the whole beside them, are compared "
-    "on the labels that are eligible in all groups."
+    "ES-AUROC of an attribute may lie above the overall macro AUROC: the groups, and the whole beside them, are "
+    "compared on the labels that are eligible in all groups."
 )
 REAL_IN_AUDIT = "Real test images (no copies: the control)"  # title of real_test where no judge scores
 
