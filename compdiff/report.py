@@ -111,10 +111,10 @@ def copy_gates(results: pd.DataFrame) -> list[Finding]:
 
 
 HEADINGS = {
-    "accuracy": f"attribute accuracy is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on real test images "
+    "accuracy": f"attribute accuracy (higher is better) is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on real test images "
     "(point value)",
     "above shuffled": "the accuracy's interval lies above the row with shuffled attributes",
-    "KID below untrained": "KID is below that of the untrained model (point value)",
+    "KID below untrained": "KID (lower is better) is below that of the untrained model (point value)",
     "distances can rank": "the autoencoder's interval lies clearly below the method's, that of the untrained model "
     "clearly above",
     "told apart from a copy": "the copy of the training set is told apart by all memorisation metrics with intervals",
@@ -254,7 +254,7 @@ def published_lines(pairs: pd.DataFrame) -> list[str]:
         lines.append(f"- {reading}:")
         for name, row in published.tally(pairs, reading).iterrows():
             said_so = "; ".join(f"{n} {verdict}" for verdict, n in row.items() if n)
-            lines.append(f"  - {name}: of {row.sum()} pairs {said_so}.")
+            lines.append(f"  - {name}{frames.beside(name)}: of {row.sum()} pairs {said_so}.")
     return [*lines, ""]
 
 

@@ -118,6 +118,6 @@ def test_published_directions_stand_in_the_report_under_both_readings(results):
     text = report.report(results, SCHEMA, "Chest phantoms", "phantoms", [0], "chest")
     section = text[text.index("## Direction of the published comparisons") :]
     assert section.count("Table 2, FID") == section.count("Table 3, zero-shot FID") == 2
-    assert section.count("Table 1, FID:") == 1 and "no published number" in report.report(
+    assert section.count("Table 1, FID (lower is better):") == 1 and "no published number" in report.report(
         results, SCHEMA, "Hearts", "phantoms", [0], "heart"
     )
