@@ -111,8 +111,8 @@ def copy_gates(results: pd.DataFrame) -> list[Finding]:
 
 
 HEADINGS = {
-    "accuracy": f"attribute accuracy (higher is better) is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on real test images "
-    "(point value)",
+    "accuracy": f"attribute accuracy (higher is better) is at least {100 * SHARE_OF_JUDGE:.0f} % of the judge's own on "
+    "real test images (point value)",
     "above shuffled": "the accuracy's interval lies above the row with shuffled attributes",
     "KID below untrained": "KID (lower is better) is below that of the untrained model (point value)",
     "distances can rank": "the autoencoder's interval lies clearly below the method's, that of the untrained model "

@@ -72,9 +72,9 @@ def composition_lines(results: pd.DataFrame) -> list[str]:
     for method in methods:
         word, why = composes(results, method)
         lines.append(f"- {TITLES[method]}: **{word}** ({why}{distance_words(results, method)}).")
-    lines += ["", f"Composes = the whole interval of the difference lies above a loss of {1 - SHARE_OF_SEEN:.0%} of the "
-              "accuracy in seen cells; falls short = it lies below 0; else within noise. The judge never saw these combinations, "
-              "either: its own fall stands in the table. KID of a few cells and of many are distances to different "
+    lines += ["", f"Composes = the whole interval of the difference lies above a loss of {1 - SHARE_OF_SEEN:.0%} of "
+              "the accuracy in seen cells; falls short = it lies below 0; else within noise. The judge never saw these "
+              "combinations, either: its own fall stands in the table. KID of a few cells and of many are distances to different "
               "clouds: read both beside the autoencoder's and the copy's.", ""]  # fmt: skip
     return lines
 
@@ -96,6 +96,6 @@ def uncertainty_lines(table: pd.DataFrame | None, held_out: Sequence[str]) -> li
     test = stats.mannwhitneyu(held, rare)
     side = "within noise" if test.pvalue >= 0.05 else "above" if held.median() > rare.median() else "below"
     lines.append(f"- Held-out cells: mean sigma {held.mean():.2f} (n = {len(held)}); seen cells of at most {RARE} "
-                 f"training images: {rare.mean():.2f} (n = {len(rare)}). Held out is **{side}** rare (rank-sum test, p = "
-                 f"{test.pvalue:.2g}); cells share their attributes, so they are not independent.")  # fmt: skip
+                 f"training images: {rare.mean():.2f} (n = {len(rare)}). Held out is **{side}** rare (rank-sum test, "
+                 f"p = {test.pvalue:.2g}); cells share their attributes, so they are not independent.")  # fmt: skip
     return [*lines, ""]
