@@ -186,6 +186,30 @@ def has_interval(row: dict | None) -> bool:
     return row is not None and pd.notna(row["lo"]) and pd.notna(row["hi"])
 
 
+# --- which side is better --------------------------------------------------------------------------------------------
+LOWER = ("FID", "KID", "RMSE", "MAE", "ECE", "gap", "underdiagnosis", "difference:", "suspected copies")
+HIGHER = ("accuracy", "AUROC", "AUPRC", "F1", "precision", "recall", "density", "coverage", "cosine")
+
+
+def better_is(metric: str) -> str:
+    """lower | higher, by a metric's or its label's name; "" where neither is better in itself."""
+    name = metric.split(" by ")[0]
+    if any(word in name for word in LOWER):
+        return "lower"
+    return "higher" if any(word in name for word in HIGHER) else ""
+
+
+def beside(metric: str) -> str:
+    """" (lower is better)", or "" where nobody can say."""
+    return f" ({better_is(metric)} is better)" if better_is(metric) else ""
+
+
+def worth(word: str, metric: str) -> str:
+    """above -> "above (worse)", where lower is better; other words as they are."""
+    good = {"lower": "below", "higher": "above"}.get(better_is(metric), "")
+    return f"{word} ({'better' if word == good else 'worse'})" if good and word in ("above", "below") else word
+
+
 # --- differences between two methods ----------------------------------------------------------------------------------
 def word_of(difference: dict) -> str:
     """above | below | within noise (its interval holds 0) | cannot be said (it has none)."""

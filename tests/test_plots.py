@@ -106,6 +106,24 @@ def test_bars_stand_where_the_numbers_are():
     assert (low, high) == (20.0, 24.0)
 
 
+def test_downstream_gaps_stand_in_two_rows_with_few_ticks():
+    fig = plots_downstream.downstream_gaps(RESULTS, "phantoms")
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles[:2] == ["AUROC", "gap, age"] and len(titles) == 2 * (1 + len(SCHEMA.names))
+    drawn = [ax for ax in fig.axes if ax.containers]
+    for ax in drawn:
+        low, high = ax.get_xlim()
+        assert sum(low <= t <= high for t in ax.get_xticks()) <= 3
+    assert len(drawn) == 2 * len(SCHEMA.names) + 1 and len({ax.get_position().y0 for ax in fig.axes}) == 2
+
+
+def test_forest_colours_say_better_whichever_side_that_is():
+    """made_up: text has the lowest FID and KID, so its differences lie below 0 and are better."""
+    ax = plots_results.forest(THREE, "phantoms").axes[0]
+    first = [t.get_text() for t in ax.get_yticklabels()].index("Text baseline − Flat encoder")
+    assert ax.containers[first].lines[0].get_color() == plots_results.WORTH_COLOUR["better"]
+
+
 def test_missing_inputs_give_a_panel_that_says_so():
     empty = RESULTS.iloc[:0]
     for fig in (plots_training.uncertainty(None, [], "phantoms"), plots_training.sigma_history({}, SCHEMA),

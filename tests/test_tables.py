@@ -147,6 +147,22 @@ def test_downstream_table(results):
     assert rendering.footnotes(table) == ["macro AUROC: mean of No Finding, Pneumothorax."]
 
 
+def test_a_footnote_names_the_rows_it_is_about(results):
+    noted = results.copy()
+    mine = (noted["metric"] == "KID") & (noted["group_kind"] == "overall")
+    noted.loc[mine & (noted["method"] == "text"), "note"] = "s = 0.1"
+    noted.loc[mine & (noted["method"].isin(["flat", "hcn"])), "note"] = "s = 0.2"
+    lines = rendering.footnotes(tables.table1(noted, SCHEMA, "chest"))
+    assert "KID-lite0@96: Text baseline: s = 0.1; Flat encoder, HCN (CompDiff): s = 0.2." in lines
+
+
+def test_in_the_audit_real_images_are_a_control_not_a_judges_score(results):
+    real = results[(results["stage"] == "memorisation") & (results["method"] == "text")].assign(method="real_test")
+    table = tables.table1(pd.concat([results, real]), SCHEMA, "chest")
+    panels = table[table["key"] == "real_test"].groupby("row")["panel"].unique()
+    assert list(panels[tables.REAL_IN_AUDIT]) == ["Memorisation"] and len(panels) == 2
+
+
 def test_latex_and_markdown_have_the_same_cells(results, tmp_path):
     table = tables.table1(results, SCHEMA, "chest")
     rendering.write(table, tmp_path, "table1", "Table 1 & co", ["50 % of a_b"])
