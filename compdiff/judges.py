@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compdiff import alignment, evaluate, fairness, features, stats
+from compdiff import alignment, controls, evaluate, fairness, features, stats
 from compdiff.evaluate import ImageSet, Reference, draws, result
 from compdiff.weights import Entry, NotAvailable, entries, standing, weight_file
 
@@ -62,7 +62,7 @@ def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], mod
             out += [result(STAGE, s.method, ("overall", ""), m, None, len(s.at), **absent) for s, m in everyone]
             continue
         judge, judged = Judge(known, wanted, weights), OPINIONS.get(known.judges, category)
-        real = replace(ref, features=describe(name, evaluate.real_test(ref)), extractor=name)
+        real = replace(ref, features=describe(name, controls.real_test(ref)), extractor=name)
         for s in sets:
             rows = judged(replace(s, features=describe(name, s)), real, judge, resamples, seed)
             unsure = "" if sure == "verified" else f"weights {sure}"

@@ -28,8 +28,8 @@ LAYERS = {
     "run": {"train", "methods", "base", "strategies", "sample"},
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
-        "fairness", "networks", "classify", "downstream", "evaluate", "alignment", "outcomes", "comparisons", "galleries",
-        "frames", "published", "tables", "rendering", "unseen", "report", "readme",
+        "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "outcomes", "comparisons",
+        "galleries", "frames", "published", "tables", "rendering", "unseen", "report", "readme",
         "plots", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
         "segment",
     },

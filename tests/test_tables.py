@@ -199,6 +199,10 @@ def test_readme_block_takes_numbers_from_the_tables(results, tmp_path):
     block = readme.readme_block(tmp_path)
     assert "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in block
     assert "FID-lite0@96: 20.0 [18.0, 22.0] / 24.0 [22.0, 26.0] / 26.0 [24.0, 28.0]; n = 480" in block
+    assert block.count("| chest: whole tables |") == 0 and "FID (lower is better)" in block
+    rendering.write(tables.table4(results), tmp_path / "chest", "table4", "Table 4")
+    (whole,) = [line for line in readme.readme_block(tmp_path).splitlines() if line.startswith("| chest: whole tables |")]
+    assert "(figures/chest/table4.md)" in whole and "table2.md" not in whole
     assert "`make paper DATASETS=chest`" in block and "sex accuracy: all three 0.85 [0.81, 0.89]; n = 480" in block
 
 
