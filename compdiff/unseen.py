@@ -74,8 +74,8 @@ def composition_lines(results: pd.DataFrame) -> list[str]:
         lines.append(f"- {TITLES[method]}: **{word}** ({why}{distance_words(results, method)}).")
     lines += ["", f"Composes = the whole interval of the difference lies above a loss of {1 - SHARE_OF_SEEN:.0%} of "
               "the accuracy in seen cells; falls short = it lies below 0; else within noise. The judge never saw these "
-              "combinations, either: its own fall stands in the table. KID of a few cells and of many are distances to different "
-              "clouds: read both beside the autoencoder's and the copy's.", ""]  # fmt: skip
+              "combinations, either: its own fall stands in the table. KID of a few cells and of many are distances to "
+              "different clouds: read both beside the autoencoder's and the copy's.", ""]  # fmt: skip
     return lines
 
 
@@ -85,9 +85,8 @@ def uncertainty_lines(table: pd.DataFrame | None, held_out: Sequence[str]) -> li
     if table is None or table.empty:
         return [*lines, f"{NOT_AVAILABLE}: train/hcn/uncertainty.csv is missing.", ""]
     out = table["name"].isin(held_out)
-    rho, _ = stats.spearmanr(table["sigma"], table["train_n"]) if table[["sigma", "train_n"]].nunique().min() > 1 else (
-        np.nan, np.nan)  # fmt: skip
-    told = f"{rho:.2f}" if np.isfinite(rho) else "cannot be said"
+    vary = table[["sigma", "train_n"]].nunique().min() > 1
+    told = f"{stats.spearmanr(table['sigma'], table['train_n']).statistic:.2f}" if vary else "cannot be said"
     lines.append(f"- Rank correlation of sigma with the number of training images: {told} (n = {len(table)} cells; the "
                  "paper's hope is a negative one: less seen, less sure).")  # fmt: skip
     held, rare = (table.loc[m, "sigma"] for m in (out, ~out & (table["train_n"] <= RARE)))
