@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from compdiff import estimate, fairness, frames, metrics, sample, stats
+from compdiff import estimate, fairness, metrics, sample, stats
 from compdiff.attributes import Schema
 from compdiff.datasets import Data
 from compdiff.fairness import Key
@@ -73,22 +73,6 @@ def table(rows: Sequence[dict], metrics: Sequence[str], key: Key = ("overall", "
     frame = pd.DataFrame([r for r in rows if (r["group_kind"], r["group"]) == key and r["metric"] in metrics])
     order = list(dict.fromkeys(frame["method"]))
     return frame.pivot(index="method", columns="metric", values="value").reindex(index=order, columns=list(metrics))
-
-
-SAID = {"above": "is above", "below": "is below", "within noise": "is within noise of",
-        "cannot be said": "cannot be told from"}  # fmt: skip
-
-
-def within_noise(rows: Sequence[dict]) -> list[str]:
-    """One sentence for each difference by `frames.word_of`: above, below, within noise, or no interval to tell by."""
-    out = []
-    for r in rows:
-        metric, other = r["metric"].split(" minus ")
-        where = f"{r['setting']} with " if r["setting"] not in ("test", "1a") and r["stage"] == "difference" else ""
-        ends = f"{r['lo']:+.3g} to {r['hi']:+.3g}" if frames.has_interval(r) else r["note"] or "no interval"
-        what = f"{r['value']:+.3g}, {ends}" if np.isfinite(r["value"]) else ends
-        out.append(f"{metric}: {where}{r['method']} {SAID[frames.word_of(r)]} {other} ({what})")
-    return out
 
 
 def read_rows(folder: Path) -> pd.DataFrame:

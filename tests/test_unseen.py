@@ -42,5 +42,5 @@ def test_uncertainty_compares_held_out_with_rare_cells():
     table["sigma"] = -table["train_n"] / 100 + np.r_[np.full(4, 3.0), np.ones(8)]
     text = "\n".join(unseen.uncertainty_lines(table, list("abcd")))
     assert "(n = 4); seen cells of at most 10 training images: 0.93 (n = 4). Held out is **above** rare" in text
-    assert "training images: -0." in text and "n = 12 cells" in text
+    assert "training images: -1.00" in text and "n = 12 cells" in text
     assert "not available" in "\n".join(unseen.uncertainty_lines(None, []))
