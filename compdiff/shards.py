@@ -67,8 +67,8 @@ def opened(where: str | Path, name: str) -> tuple[str, BinaryIO]:
     """(what to call it, open file) of the shard `name` in a folder or below an address.
 
     http and https go by Python itself; any other scheme (s3, gs, az, file, memory) by fsspec, which asks the environment
-    for credentials. An address is fetched whole, MAX_SHARD at most about, so that its hash comes before its content. ShardError
-    names a shard that cannot be had; the name holds neither credentials nor a signature.
+    for credentials. An address is fetched whole (about MAX_SHARD at most), so that its hash comes before its content.
+    ShardError names a shard that cannot be had, without credentials.
     """
     if not is_address(where):
         path = paths.inside(where, name)
@@ -77,12 +77,12 @@ def opened(where: str | Path, name: str) -> tuple[str, BinaryIO]:
         return str(path), open(path, "rb")
     if ".." in PurePosixPath(name).parts or name.startswith("/"):
         raise ValueError(f"path {name!r} leaves its root")
-    parts = urlsplit(f"{where.rstrip('/')}/{name}")  # a query (a signature) belongs to the whole prefix, so there is none here
+    parts = urlsplit(f"{where.rstrip('/')}/{name}")
     host = parts.netloc.rpartition("@")[2]
     shown = f"{parts.scheme}://{host}{parts.path}"
-    get = urllib.request.urlopen if parts.scheme in ("http", "https") else lambda url: fsspec.open(url, "rb").open()
+    url, web = parts.geturl(), parts.scheme in ("http", "https")
     try:
-        with get(parts.geturl()) as file:
+        with urllib.request.urlopen(url, timeout=60) if web else fsspec.open(url, "rb") as file:
             return shown, io.BytesIO(file.read())
     except (OSError, http.client.HTTPException) as error:
         raise ShardError(f"{shown}: cannot be read ({str(error).replace(parts.netloc, host)})") from None
