@@ -209,6 +209,12 @@ class Data:
         return self.index["size"]
 
     @property
+    def source(self) -> str | Path:
+        """Where the shards lie: the address in the file `shards.url` (shards/... below it), without it this folder."""
+        file = self.folder / "shards.url"
+        return file.read_text().strip() if file.is_file() else self.folder
+
+    @property
     def label_names(self) -> tuple[str, ...]:
         return tuple(self.manifest.labels)
 
@@ -257,7 +263,7 @@ class Data:
         A bad shard raises ShardError; where a list `skipped` is given it is left out, named there and on stderr.
         """
         entries = [entry for entry in self.index["shards"] if entry["split"] == split]
-        return shards.read_all(self.folder, entries, self.size, skipped)
+        return shards.read_all(self.source, entries, self.size, skipped)
 
     def attributes(self, rows: pd.DataFrame | None = None) -> np.ndarray:
         """Category indices, int64 [n, K] in schema order. ValueError for an unknown or missing category."""

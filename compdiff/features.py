@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compdiff import shards
 from compdiff.backbones import ARCHITECTURES, Lite0
 from compdiff.devices import on_accelerator
 from compdiff.record import atomic, sha256_file
@@ -24,6 +25,7 @@ from compdiff.weights import entry, state_dict, weight_file
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).reshape(1, 3, 1, 1)  # of ImageNet's channels, in [0, 1]
 STD = torch.tensor((0.229, 0.224, 0.225)).reshape(1, 3, 1, 1)
+BLOCK = 10_000  # images whose features are kept together while a large set is worked on
 # grey values [n, 3, s, s] in 0..255 -> what the network was trained on
 NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
     "lite0": lambda x: (x - 127) / 128,
@@ -83,8 +85,8 @@ def extract(
     out = np.empty((len(images), model.width), dtype=np.float32)
     with torch.inference_mode(), on_accelerator(model) as device:
         for i in range(0, len(images), batch):
-            x = prepare(images[i : i + batch], size or known.size, known.normalise, crop).to(device)
-            out[i : i + batch] = model(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
+            x = prepare(images[i : i + batch], size or known.size, known.normalise, crop)
+            out[i : i + batch] = model(x.to(device, memory_format=torch.channels_last)).cpu().numpy()
     return out
 
 
@@ -116,18 +118,47 @@ def cached(
 ) -> np.ndarray:
     """`extract`, kept in the npz `file`; read back only if made from these images with these bytes of weights and size.
 
-    Errors of `weights.weight_file`: the file must be there, because a user's own copy may differ from the listed one.
+    More than BLOCK images are kept in pieces until all are there, so a killed call goes on where it stopped. Errors of
+    `weights.weight_file`: the file must be there, because a user's own copy may differ from the listed one.
     """
+    return _cached(Path(file).with_suffix(".npz"), images, extractor, size, batch, folder, (0, 1))
+
+
+def extract_share(file: Path, images: np.ndarray, share: tuple[int, int], extractor: str = "lite0", size: int = 0,
+                  batch: int = 50, folder: str = "") -> None:  # fmt: skip
+    """Make the pieces of share (k, n) beside `file`; after all n processes, `cached` puts them together."""
+    _cached(Path(file).with_suffix(".npz"), images, extractor, size, batch, folder, share)
+
+
+def _cached(file: Path, images: np.ndarray, extractor: str, size: int, batch: int, folder: str,
+            share: tuple[int, int]) -> np.ndarray | None:  # fmt: skip
     weights = sha256_file(weight_file(extractor, folder))
-    key = hashlib.sha256(f"{extractor} {weights} {size} {images.dtype} {images.shape}".encode())
-    key.update(np.ascontiguousarray(images))
-    key = key.hexdigest()
-    file = Path(file).with_suffix(".npz")
-    if file.is_file():
-        with np.load(file, allow_pickle=False) as stored:
-            if str(stored["key"]) == key:
-                return stored["features"]
-    features = extract(images, extractor, size, batch, folder)
+    digest = hashlib.sha256(f"{extractor} {weights} {size} {images.dtype} {images.shape}".encode())
+    digest.update(np.ascontiguousarray(images))
+    key = digest.hexdigest()
+    if (features := _stored(file, key)) is not None:
+        return features
+    starts = range(0, max(1, len(images)), max(1, BLOCK // batch) * batch)  # a piece holds whole batches
+    pieces = [file.with_name(f".{file.stem}-{key[:16]}-{start}.npz") for start in starts]
+    for start, piece in shards.share_of(list(zip(starts, pieces, strict=True)), share):
+        if _stored(piece, key) is None:
+            _store(piece, key, extract(images[start : start + starts.step], extractor, size, batch, folder))
+    if share != (0, 1):
+        return None
+    features = np.concatenate([_stored(piece, key) for piece in pieces])
+    _store(file, key, features)
+    for piece in pieces:
+        piece.unlink()
+    return features
+
+
+def _stored(file: Path, key: str) -> np.ndarray | None:
+    if not file.is_file():
+        return None
+    with np.load(file, allow_pickle=False) as stored:
+        return stored["features"] if str(stored["key"]) == key else None
+
+
+def _store(file: Path, key: str, features: np.ndarray) -> None:
     with atomic(file) as temporary:
         np.savez(temporary, features=features, key=np.array(key))
-    return features

@@ -1,14 +1,11 @@
 """From names to objects: the conditioner and the reweighter of a method (config.METHODS).
 
 A method's modules are imported only when it is built, so a stage that trains one method depends on that method's
-sources and on no other's (`Stage.loads` in the stage table names them). As a command it trains one method, also on
-several processes: `accelerate launch --multi_gpu --num_processes 2 -m compdiff.methods train chest hcn PROFILE=demo`
-(the same words without a GPU: `--cpu` would start one process only, unless there is MPI).
+sources and on no other's (`Stage.loads` in the stage table names them).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +17,7 @@ from accelerate import Accelerator
 
 from compdiff import datasets, latents, train
 from compdiff.attributes import Schema
-from compdiff.config import ALL, METHODS, Config, FairConfig, HCNConfig, settings
+from compdiff.config import ALL, METHODS, Config, FairConfig, HCNConfig
 from compdiff.diffusion import Denoiser, Diffusion, load_for, trainable
 from compdiff.interfaces import Conditioner, NoConditioner, NoReweighter, Reweighter
 from compdiff.paths import RunFolder
@@ -84,36 +81,14 @@ def restore(method: str, folder: Path, base: Diffusion, schema: Schema, config: 
 
 def fit(method: str, folder: RunFolder, config: Config, seed: int, accelerator: Accelerator | None = None) -> pd.DataFrame:
     """Train `method` on what notebook 01 prepared in `folder`, by the one loop; returns the log."""
+    accelerator = accelerator or train.new_accelerator(config.train)
     base, base_sha256 = load_for(folder, config)
     data = datasets.load(folder.data)
     parts = build(method, data.schema, base.d_ctx, config, seed)
-    frozen = "text_encoder" not in config.train.trained
+    if frozen := "text_encoder" not in config.train.trained:
+        share = accelerator.process_index, accelerator.num_processes
+        latents.write_text(folder.latents, data, base.to(accelerator.device), base_sha256, parts.named, share)
+        accelerator.wait_for_everyone()
     rows, valid = (latents.read(folder.latents, data, base, base_sha256, s, parts.named, frozen) for s in ("train", "val"))
     return train.run(config, base, base_sha256, rows, valid, parts.conditioner, parts.reweighter, folder.train(method),
                      parts.columns, seed, accelerator)  # fmt: skip
-
-
-def main(words: Sequence[str]) -> None:
-    """Usage: [accelerate launch] -m compdiff.methods train DATASET METHOD [NAME=value ...]
-
-    NAME: PROFILE, SEED, RUNS, RECIPE or a setting of compdiff/config.py. Notebook 01 has prepared the dataset.
-    """
-    if len(words) < 3 or words[0] != "train" or not all("=" in word for word in words[3:]):
-        raise SystemExit(main.__doc__)
-    dataset, method = words[1:3]
-    given = {name.lower(): value for name, value in (word.split("=", 1) for word in words[3:])}
-    profile, seed, runs = given.pop("profile", "demo"), int(given.pop("seed", 0)), given.pop("runs", "")
-    config = settings(profile, dataset, method, **given)
-    accelerator = train.new_accelerator(config.train)
-    folder = RunFolder(runs, profile, dataset, seed)
-    log = fit(method, folder, config, seed, accelerator)
-    best = log.loc[log["val_loss"].idxmin()]
-    accelerator.print(
-        f"{method}: {len(log)} steps on {accelerator.num_processes} process(es), "
-        f"best validation loss {best['val_loss']:.4f} at step {best['step']:.0f}"
-    )
-    accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from compdiff import config, execute, paths, record, skeleton, strategies
+from compdiff import budget, config, execute, paths, record, skeleton, strategies
 from compdiff.request import VARIABLES, Refused, Request, command, parse
 from compdiff.stages import PROJECT, Project, Step, before, needed, steps
 
@@ -58,6 +58,9 @@ def check(project: Project, request: Request, todo: Sequence[Step]) -> None:
             continue
         where = f"{manifest.get('title', dataset)}: {manifest.get('access', '')}; source: {manifest.get('source', '')}"
         where += f"; it will cost: {manifest['cost']}" if "cost" in manifest else ""
+        if request.profile == "paper":
+            asked = {m: config.settings("paper", dataset, m, **request.overrides) for m in request.methods_of(dataset)}
+            where += f"; {budget.words(dataset, asked, len(request.seeds), strategies.DEMO_GENERATORS)}"
         if not request.data_root:
             problems.append(f"{dataset} needs DATA_ROOT=<folder of its files>. {where}")
         elif not Path(request.data_root).expanduser().is_dir():

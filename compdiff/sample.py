@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from compdiff import record, strategies
+from compdiff import record, shards, strategies
 from compdiff.attributes import AGE, AGE_THRESHOLDS
 from compdiff.config import Config, SampleConfig
 from compdiff.datasets import Data
@@ -73,11 +75,14 @@ def _denoise(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attr
 
 
 def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: np.ndarray, model: Denoiser, base: Diffusion,
-             config: SampleConfig, method: str, checkpoint: str, seed: int, bar: bool = False, **extra: Tensor) -> pd.DataFrame:  # fmt: skip
+             config: SampleConfig, method: str, checkpoint: str, seed: int, bar: bool = False, share: tuple[int, int] = (0, 1),
+             **extra: Tensor) -> pd.DataFrame:  # fmt: skip
     """One synthetic set: `folder`/images/<id>.png for every row, then samples.csv. Restarts where it stopped.
 
     `rows` holds id and the attribute columns; `checkpoint` is the sha256 of the weights. A folder made by other weights,
-    prompts, settings or code is made anew. ValueError when two rows share an id.
+    prompts, settings or code is made anew. share (k, n): this process makes row k and every n-th after it; any number of
+    processes may work at once, and the one that finds all images there writes samples.csv. ValueError when two rows share
+    an id; RuntimeError while others make another set in `folder`.
     """
     folder = Path(folder)
     if not rows["id"].is_unique:
@@ -86,17 +91,13 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
     made_of = record.sha256_json([checkpoint, method, seed, config.solver, config.sample_steps, config.guidance,
                                   rows["id"].tolist(), prompts, np.asarray(attributes).tolist(), code(), hashes])  # fmt: skip
     table = rows.assign(prompt=prompts, seed=[image_seed(seed, i) for i in rows["id"]], method=method, checkpoint=checkpoint)
-    listing, marker = folder / "samples.csv", folder / "inputs.txt"
-    if not marker.exists() or marker.read_text() != made_of:
-        listing.unlink(missing_ok=True)
-        for old in (folder / "images").glob("*.png"):
-            old.unlink()
-        record.write_text(marker, made_of)
-    for half_written in (folder / "images").glob(".*.png"):
-        half_written.unlink()
-    missing = np.flatnonzero([not (folder / "images" / f"{i}.png").exists() for i in table["id"]])
-    if len(missing) or not listing.exists():
-        text, empty = base.tokenize(prompts), base.tokenize([""])[0]
+    files = [folder / "images" / f"{i}.png" for i in table["id"]]
+    listing = folder / "samples.csv"
+    with together(folder, made_of):
+        missing = np.array([row for row in shards.share_of(range(len(files)), share) if not files[row].exists()], dtype=int)
+        if len(missing):
+            listing.unlink(missing_ok=True)
+        text, empty = (base.tokenize(prompts), base.tokenize([""])[0]) if len(missing) else (None, None)
         batches = [missing[i : i + config.sample_batch] for i in range(0, len(missing), config.sample_batch)]
         with on_accelerator(model, base.vae):
             for part in tqdm(batches, disable=not bar):
@@ -104,10 +105,45 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
                 given = {name: value[part] for name, value in extra.items()}
                 images = sample(model, base, text[part], empty, torch.as_tensor(attributes)[part], seeds, config, **given)
                 for row, image in zip(part, images, strict=True):
-                    save_png(folder / "images" / f"{table['id'].iloc[row]}.png", image)
-        with record.atomic(listing) as temporary:
-            table.to_csv(temporary, index=False)
+                    save_png(files[row], image)
+        if not listing.exists() and all(file.exists() for file in files):
+            with record.atomic(listing) as temporary:
+                table.to_csv(temporary, index=False)
     return table
+
+
+@contextlib.contextmanager
+def together(folder: Path, made_of: str) -> Iterator[None]:
+    """Work in `folder` beside other processes that make the same set. Whoever is alone there, at the start or the end,
+    removes what another set or a killed process left. The kernel frees the lock of a killed process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    marker, listing, images = folder / "inputs.txt", folder / "samples.csv", folder / "images"
+
+    def alone() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    def remove_half_written() -> None:
+        for half_written in images.glob(".*.png"):
+            half_written.unlink()
+
+    with open(folder / ".lock", "a+") as handle:
+        if alone():
+            remove_half_written()
+            if not marker.exists() or marker.read_text() != made_of:
+                listing.unlink(missing_ok=True)
+                for old in images.glob("*.png"):
+                    old.unlink()
+                record.write_text(marker, made_of)
+        fcntl.flock(handle, fcntl.LOCK_SH)  # waits for one that removes
+        if not marker.exists() or marker.read_text() != made_of:
+            raise RuntimeError(f"{folder}: another process makes another set here; start again when it has ended")
+        yield
+        if alone():
+            remove_half_written()
 
 
 def code() -> list[str]:

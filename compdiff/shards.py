@@ -1,19 +1,25 @@
 """WebDataset shards: a tar of <id>.png (8-bit grey) and <id>.json (its row of samples.csv). No pickles, in or out.
 
-Writing is deterministic: the same rows and images give the same bytes. Reading decodes PNG and JSON by hand (a general
-decoder would unpickle a .pkl member) and trusts nothing: hash, member names, member types, sizes.
+Writing is deterministic: the same rows and images give the same bytes. Reading, from a folder or an address, decodes PNG
+and JSON by hand (a general decoder would unpickle a .pkl member) and trusts nothing: hash, member names, types, sizes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import io
 import json
 import re
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import urlsplit
 
+import fsspec
 import numpy as np
 from PIL import Image
 
@@ -53,26 +59,68 @@ def write(file: Path, samples: Iterable[tuple[dict, bytes]]) -> None:
             writer.write({"__key__": row["id"], "png": png, "json": text.encode()})
 
 
-def read(folder: Path, entry: dict, size: int) -> Iterator[tuple[dict, np.ndarray]]:
+def is_address(where: str | Path) -> bool:
+    return isinstance(where, str) and "://" in where
+
+
+def opened(where: str | Path, name: str) -> tuple[str, BinaryIO]:
+    """(what to call it, open file) of the shard `name` in a folder or below an address.
+
+    http and https go by Python itself; any other scheme (s3, gs, az, file, memory) by fsspec, which asks the environment
+    for credentials. An address is fetched whole (about MAX_SHARD at most), so that its hash comes before its content.
+    ShardError names a shard that cannot be had, without credentials.
+    """
+    if not is_address(where):
+        path = paths.inside(where, name)
+        if not path.is_file():
+            raise ShardError(f"{path}: missing; run 01_data_prep again")
+        return str(path), open(path, "rb")
+    if ".." in PurePosixPath(name).parts or name.startswith("/"):
+        raise ValueError(f"path {name!r} leaves its root")
+    parts = urlsplit(f"{where.rstrip('/')}/{name}")
+    host = parts.netloc.rpartition("@")[2]
+    shown = f"{parts.scheme}://{host}{parts.path}"
+    url, web = parts.geturl(), parts.scheme in ("http", "https")
+    try:
+        with urllib.request.urlopen(url, timeout=60) if web else fsspec.open(url, "rb") as file:
+            return shown, io.BytesIO(file.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise ShardError(f"{shown}: cannot be read ({str(error).replace(parts.netloc, host)})") from None
+    except (ImportError, ValueError) as error:  # a scheme without its driver, or no scheme at all
+        raise ShardError(f"{shown}: {error}; remedy: install fsspec's driver for {parts.scheme}://") from None
+
+
+def share_of(items: Sequence, share: tuple[int, int]) -> Sequence:
+    """Every n-th of `items` from the k-th on, for share (k, n): the shares k = 0 ... n - 1 hold each item once.
+
+    So webdataset splits shards by node. ValueError for any other k.
+    """
+    k, n = share
+    if not 0 <= k < n:
+        raise ValueError(f"share {k} of {n}: there are only the shares 0 to {n - 1}")
+    return items[k::n]
+
+
+def read(where: str | Path, entry: dict, size: int) -> Iterator[tuple[dict, np.ndarray]]:
     """(row, image uint8 [size, size]) pairs of one shard named by its index entry, after checking its sha256.
 
-    ShardError names the shard and what is wrong with it.
+    where: the prepared folder, or the address below which its files lie. ShardError names the shard and what is wrong.
     """
-    path = paths.inside(folder, entry["file"])
-    if not path.is_file():
-        raise ShardError(f"{path}: missing; run 01_data_prep again")
-    if record.sha256_file(path) != entry["sha256"]:
-        raise ShardError(f"{path}: its sha256 differs from index.json (changed or truncated); run 01_data_prep again")
-    n = 0
-    for row, image in members(path, size):
-        yield row, image
-        n += 1
+    name, file = opened(where, entry["file"])
+    with file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            raise ShardError(f"{name}: its sha256 differs from index.json (changed or truncated); run 01_data_prep again")
+        file.seek(0)
+        n = 0
+        for row, image in members(name, size, file):
+            yield row, image
+            n += 1
     if n != entry["n"]:
-        raise ShardError(f"{path}: holds {n} samples, index.json says {entry['n']}; run 01_data_prep again")
+        raise ShardError(f"{name}: holds {n} samples, index.json says {entry['n']}; run 01_data_prep again")
 
 
 def read_all(
-    folder: Path, entries: Iterable[dict], size: int, skipped: list[str] | None = None
+    where: str | Path, entries: Iterable[dict], size: int, skipped: list[str] | None = None
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """(row, image) pairs of all shards. A bad shard raises ShardError.
 
@@ -80,7 +128,7 @@ def read_all(
     """
     for entry in entries:
         try:
-            yield from read(folder, entry, size)
+            yield from read(where, entry, size)
         except ShardError as error:
             if skipped is None:
                 raise
@@ -88,11 +136,14 @@ def read_all(
             print(f"skipped {entry['n']} images: {error}", file=sys.stderr)
 
 
-def members(path: Path, size: int) -> Iterator[tuple[dict, np.ndarray]]:
-    """(row, image) pairs of a tar of unknown hash. ShardError for anything but complete <id>.json, <id>.png pairs."""
+def members(path: str | Path, size: int, file: BinaryIO | None = None) -> Iterator[tuple[dict, np.ndarray]]:
+    """(row, image) pairs of a tar of unknown hash. ShardError for anything but complete <id>.json, <id>.png pairs.
+
+    file: its content, where it is open already; `path` only names it then.
+    """
     row: tuple[str, bytes] | None = None  # id and text of a .json whose .png has not come yet
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(None if file else path, "r:", file) as tar:
             for member in tar:
                 match = MEMBER.fullmatch(member.name)
                 if not match or not member.isreg() or member.size > MAX_MEMBER:
@@ -113,7 +164,7 @@ def members(path: Path, size: int) -> Iterator[tuple[dict, np.ndarray]]:
         raise ShardError(f"{path}: ends in the middle of a sample")
 
 
-def _decode(path: Path, key: str, text: bytes, png: bytes, size: int) -> tuple[dict, np.ndarray]:
+def _decode(path: str | Path, key: str, text: bytes, png: bytes, size: int) -> tuple[dict, np.ndarray]:
     try:
         row = json.loads(text)
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:

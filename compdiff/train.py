@@ -7,30 +7,35 @@ process, so neither the number of processes nor a restart changes the experiment
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from safetensors import safe_open
-from safetensors.torch import save_file
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed import DistError
 from tqdm.auto import tqdm
 
 from compdiff import record, sources
+from compdiff.checkpoint import EMA, Checkpoint, copy_into, make_ready
 from compdiff.config import Config, TrainConfig
 from compdiff.diffusion import Denoiser, Diffusion, trainable
 from compdiff.interfaces import Conditioner, Reweighter
-from compdiff.latents import Latents
+from compdiff.latents import Latents, Rows
+
+TIMEOUT = timedelta(minutes=10)  # a process that has not answered for so long is given up
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class StepNoise:
@@ -54,12 +59,14 @@ class StepNoise:
 
 def batch_rows(n: int, batch: int, step: int, seed: int) -> Tensor:
     """Row numbers of the global batch of `step`: epochs of seeded permutations, every sample once per epoch."""
-    place = torch.arange(step * batch, (step + 1) * batch)
-    orders = {}
-    for epoch in (place // n).unique().tolist():
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        orders[epoch] = torch.randperm(n, generator=generator)
-    return torch.stack([orders[int(p) // n][int(p) % n] for p in place])
+    place = range(step * batch, (step + 1) * batch)
+    return torch.stack([_order(n, p // n, seed)[p % n] for p in place])
+
+
+@functools.lru_cache(maxsize=2)  # the epochs that one batch touches; at 10 million images drawing one takes long
+def _order(n: int, epoch: int, seed: int) -> Tensor:
+    """The permutation [n] of one epoch."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -74,39 +81,20 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
-class EMA:
-    """Exponential moving average of the trained parameters, remembering `horizon` of the run's steps."""
-
-    def __init__(self, params: dict[str, nn.Parameter], steps: int, horizon: float):
-        self.params = params
-        self.decay = 1 - 1 / max(1.0, horizon * steps)
-        self.shadow = {n: p.detach().clone() for n, p in params.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self.params.values()], 1 - decay)
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside the block the model holds the averaged weights."""
-        raw = {n: p.detach().clone() for n, p in self.params.items()}
-        copy_into(self.params, self.shadow)
-        try:
-            yield
-        finally:
-            copy_into(self.params, raw)
-
-
-@torch.no_grad()
-def copy_into(params: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    for name, p in params.items():
-        p.copy_(values[name])
-
-
 def new_accelerator(config: TrainConfig) -> Accelerator:
-    """On the GPU where there is one; one process, or those that `accelerate launch` started."""
-    return Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    """On the GPU where there is one; one process, or those that `accelerate launch` started.
+
+    ValueError for a mode that shards the weights over processes: the average and the checkpoint need them whole.
+    """
+    patience = InitProcessGroupKwargs(timeout=TIMEOUT)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    if accelerator.distributed_type in SHARDING:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} shards the weights over processes, which this loop does not: launch with --multi_gpu "
+            "(every GPU holds the model: 24 GB for SD-2.1 with its average); if memory is short, lower MICROBATCH, set "
+            "GRADIENT_CHECKPOINTING=1 or LORA_RANK=16"
+        )
+    return accelerator
 
 
 def train(config: Config, base: Diffusion, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter, folder: Path,
@@ -223,71 +211,9 @@ def validation_loss(model: Denoiser, base: Diffusion, valid: Latents, device, li
     return total / n
 
 
-class Checkpoint:
-    """All state of a run in one safetensors file, replaced atomically by the main process."""
-
-    def __init__(self, folder: Path, params, ema: EMA | None, optimizer, reweighter: Reweighter, accelerator: Accelerator):
-        self.folder, self.params, self.ema, self.optimizer = Path(folder), params, ema, optimizer
-        self.reweighter, self.accelerator = reweighter, accelerator
-        self.log: list[dict] = []
-        self.best = {"val_loss": math.inf, "step": 0}
-
-    def restore(self) -> int:
-        """Load checkpoint.safetensors if there is one; returns the number of finished steps."""
-        path = self.folder / "checkpoint.safetensors"
-        if not path.exists():
-            return 0
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads(file.metadata()["state"])
-            if meta["best"]["step"] and not (self.folder / "weights.safetensors").exists():
-                return 0  # somebody removed the result: make it again
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
-        part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
-        copy_into(self.params, part("model."))
-        if self.ema is not None:
-            copy_into(self.ema.shadow, part("ema."))
-        state = self.optimizer.state_dict()
-        state["state"] = {}
-        for name, value in part("optimizer.").items():
-            index, key = name.split(".", 1)
-            state["state"].setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict(state)
-        self.reweighter.load_state_dict(part("reweighter."))
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(meta["scaler"])
-        self.log, self.best = meta["log"], meta["best"]
-        return meta["step"]
-
-    def save(self, step: int) -> None:
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        tensors = {f"model.{n}": p.detach().cpu().contiguous() for n, p in self.params.items()}
-        tensors |= {f"ema.{n}": p.cpu() for n, p in (self.ema.shadow if self.ema else {}).items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v).cpu().contiguous() for k, v in values.items()}
-        tensors |= {f"reweighter.{n}": v for n, v in self.reweighter.state_dict().items()}
-        meta = {"step": step, "log": self.log, "best": self.best}
-        meta["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-        with record.atomic(self.folder / "log.csv") as temporary:
-            pd.DataFrame(self.log).to_csv(temporary, index=False, float_format="%.6g")
-        with record.atomic(self.folder / "checkpoint.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"state": json.dumps(meta)})
-
-    def keep_best(self, score: float, step: int) -> None:
-        """Write weights.safetensors when `score` is the lowest yet (called with the averaged weights in place)."""
-        if score < self.best["val_loss"]:
-            self.best = {"val_loss": score, "step": step}
-            if self.accelerator.is_main_process:
-                tensors = {n: p.detach().cpu().contiguous() for n, p in self.params.items()}
-                with record.atomic(self.folder / "weights.safetensors") as temporary:
-                    save_file(tensors, temporary)
-
-
 def load_weights(model: Denoiser, params: dict[str, nn.Parameter], path: Path) -> None:
     """Copy weights.safetensors into the trained parameters. ValueError when the names differ."""
-    with safe_open(path, framework="pt") as file:
-        values = {k: file.get_tensor(k) for k in file.keys()}
+    values = load_file(path)
     if set(values) != set(params):
         odd = sorted(set(values) ^ set(params))
         raise ValueError(f"{path} does not fit this method: {len(odd)} names differ, the first is {odd[0]!r}")
@@ -302,10 +228,11 @@ def inputs_hash(config: Config, base_sha256: str, data: Latents, valid: Latents,
     latents = [tensor for part in (data, valid) for tensor in (part.moments, part.text, part.attributes, part.empty)]
     extra = [tensor for part in (data, valid) for tensor in part.extra(slice(None)).values()]
     for tensor in (*latents, *extra, *conditioner.state_dict().values()):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        on_disk = isinstance(tensor, Rows)  # their hash was taken when they were written
+        digest.update(tensor.sha256.encode() if on_disk else tensor.detach().cpu().contiguous().numpy().tobytes())
     objects = [type(conditioner), type(reweighter)]
     code = sources.closure({o.__module__ for o in objects}, Path(__file__).parent)
-    names = {"train.py", "diffusion.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
+    names = {"train.py", "checkpoint.py", "diffusion.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
     code |= {name: record.source_sha256(Path(__file__).with_name(name)) for name in names}
     code.pop("compdiff/config.py", None)  # its values count, in `settings`
     settings = {"train": asdict(config.train), "hcn": asdict(config.hcn), "fair": asdict(config.fair)}
@@ -318,23 +245,13 @@ def interactive() -> bool:
     return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
 
 
-def make_ready(folder: Path, wanted: str) -> None:
-    """Remove what other inputs than `wanted` made, and half-written files of a killed process."""
-    marker, made = folder / "inputs.json", ("checkpoint.safetensors", "weights.safetensors", "log.csv")
-    for stale in (path for name in made for path in folder.glob(f".{name}.*")):
-        stale.unlink()
-    if not marker.exists() or json.loads(marker.read_text())["inputs"] != wanted:
-        for old in made:
-            (folder / old).unlink(missing_ok=True)
-        record.write_json(marker, {"inputs": wanted})
-
-
 def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter,
         folder: Path, columns: list[int] | None = None, seed: int = 0, accelerator: Accelerator | None = None,
         denoiser: Callable[..., Denoiser] = Denoiser) -> pd.DataFrame:  # fmt: skip
     """`train` to the end, unless `folder` already holds the result of the same inputs; writes run.json, returns the log.
 
     A folder with a half-finished run of the same inputs is continued; one of other inputs is started afresh.
+    ConnectionError in the processes that are left when another one has ended or does not answer.
     """
     folder, accelerator = Path(folder), accelerator or new_accelerator(config.train)
     wanted = inputs_hash(config, base_sha256, data, valid, conditioner, reweighter, columns, seed, denoiser)
@@ -345,10 +262,19 @@ def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid:
     quiet = not (interactive() and accelerator.is_main_process)
     bar = tqdm(total=config.train.steps, disable=quiet, unit="step", desc=folder.name)
     done = 0
-    for row in train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator, denoiser):
-        bar.update(row["step"] - done)
-        done = row["step"]
-        bar.set_postfix(loss=f"{row['loss']:.3f}", images_per_s=f"{row['images_per_s']:.0f}")
+    try:
+        for row in train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator, denoiser):
+            bar.update(row["step"] - done)
+            done = row["step"]
+            bar.set_postfix(loss=f"{row['loss']:.3f}", images_per_s=f"{row['images_per_s']:.0f}")
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):  # gloo's own errors have no class
+            raise
+        rank, world = accelerator.process_index, accelerator.num_processes
+        raise ConnectionError(
+            f"process {rank} of {world}: another process has ended or does not answer, after step {done} of {config.train.steps}. "
+            "Start the same command again: it goes on from the last checkpoint"
+        ) from error
     bar.close()
     accelerator.wait_for_everyone()  # the main process has written the log
     if accelerator.is_main_process and done:

@@ -141,3 +141,24 @@ def test_a_column_names_the_input_size_where_it_is_not_the_extractors_own():
     assert features.column("inception", 299) == "inception"
     with pytest.raises(ValueError, match="unknown extractor"):
         features.column("vgg", 96)
+
+
+def test_shares_and_a_killed_call_extract_every_image_once(tmp_path, monkeypatch):
+    images, calls, original = pattern(7, 32), [], features.extract
+    monkeypatch.setattr(features, "BLOCK", 2)
+    whole = original(images, size=64, batch=2)
+
+    def extract(images, *rest):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(len(images))
+        return original(images, *rest)
+
+    monkeypatch.setattr(features, "extract", extract)
+    features.extract_share(tmp_path / "f", images, (1, 2), size=64, batch=2)
+    assert calls == [2, 1] and not (tmp_path / "f.npz").exists()
+    with pytest.raises(KeyboardInterrupt):
+        features.cached(tmp_path / "f", images, size=64, batch=2)
+    calls.clear()
+    np.testing.assert_array_equal(features.cached(tmp_path / "f", images, size=64, batch=2), whole)
+    assert calls == [2] and [path.name for path in tmp_path.iterdir()] == ["f.npz"]

@@ -1,6 +1,8 @@
 """Guided sampling and synthetic sets: independent of batches, restartable, marked as synthetic."""
 
 import os
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -205,3 +207,83 @@ def test_two_rows_with_one_id_are_refused(made, tmp_path):
 def test_unknown_solvers_raise(made):
     with pytest.raises(ValueError, match=r"unknown solver 'euler'; known: dpm\+\+, ddpm, ddim, base"):
         draw(made, [0], replace(SETTINGS, solver="euler"))
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+def test_shares_make_every_image_once_and_the_last_lists_them(made, tmp_path, counted):
+    def part(k, n):
+        model, base = made
+        sample.generate(tmp_path, ROWS, PROMPTS, ATTRIBUTES, model, base, SETTINGS, "hcn", "abc", 0, share=(k, n))
+        return sorted(path.name for path in (tmp_path / "images").iterdir()), (tmp_path / "samples.csv").exists()
+
+    assert part(1, 2) == (["p1.png", "p3.png"], False)
+    assert part(0, 2) == ([f"p{i}.png" for i in range(5)], True)
+    assert sum(counted) == 5
+    assert grey_levels(sample.read_images(tmp_path, list(ROWS["id"])), draw(made, [0, 1, 2, 3, 4])) <= 1
+    with pytest.raises(ValueError, match="share 2 of 2"):
+        part(2, 2)
+
+
+def forked(work):
+    """Run `work` in a process of its own; returns its id."""
+    if child := os.fork():
+        return child
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)  # never on into pytest
+
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def one_thread():
+    """A forked child has no others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_processes_of_which_one_is_killed_lose_and_double_nothing(made, tmp_path, monkeypatch, one_thread):
+    """Both draw, the second dies in the middle of a write while the first still works; its share is made again beside it."""
+    model, base = made
+    rows = pd.DataFrame({"id": [f"p{i}" for i in range(8)]})
+    prompts, attributes = ["normal"] * 8, np.zeros((8, 3), dtype=int)
+    one_by_one, waiting, going = replace(SETTINGS, sample_batch=1), tmp_path / "waiting", tmp_path / "go"
+
+    def work(folder, k, n):
+        sample.generate(folder, rows, prompts, attributes, model, base, one_by_one, "hcn", "abc", 0, share=(k, n))
+
+    def slow(path, image, save=sample.save_png):
+        save(path, image)
+        waiting.touch()
+        while not going.exists():
+            time.sleep(0.01)
+
+    def killed(path, image, save=sample.save_png):
+        if path.name == "p5.png":
+            (path.parent / ".p5.png.half.png").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(path, image)
+
+    monkeypatch.setattr(sample, "save_png", slow)
+    first = forked(lambda: work(tmp_path / "set", 0, 2))
+    try:
+        while not waiting.exists():
+            time.sleep(0.01)
+        monkeypatch.setattr(sample, "save_png", killed)
+        assert ended(forked(lambda: work(tmp_path / "set", 1, 2))) == -signal.SIGKILL
+        monkeypatch.undo()
+        with pytest.raises(RuntimeError, match="another process makes another set here"):
+            generate(made, tmp_path / "set")
+        again = forked(lambda: work(tmp_path / "set", 1, 2))
+    finally:
+        going.touch()
+    assert ended(first) == ended(again) == 0
+    assert sorted(path.name for path in (tmp_path / "set" / "images").iterdir()) == [f"p{i}.png" for i in range(8)]
+    work(tmp_path / "alone", 0, 1)
+    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "alone")

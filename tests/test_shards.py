@@ -1,10 +1,14 @@
 """Shards: deterministic bytes, readable by webdataset itself, and nothing but PNG and JSON comes in."""
 
+import functools
+import http.server
 import io
 import json
 import pickle
 import tarfile
+import threading
 
+import fsspec
 import numpy as np
 import pytest
 import webdataset
@@ -168,3 +172,73 @@ def test_hostile_members(tmp_path, files, says):
 def test_the_hostile_tars_fail_for_their_defect(tmp_path):
     path = _tar(tmp_path / "x.tar", [("a.json", ROW), ("a.png", _png(GREY))])
     assert [row for row, _ in shards.members(path, SIZE)] == [{"id": "a"}]
+
+
+# --- by address ------------------------------------------------------------------------------------------------------
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *given):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """(folder with two shards, their index entries, address of the folder on a server of this machine)."""
+    entries = [_write(tmp_path, _samples(5)), _write(tmp_path, _samples(2, "test"), "test")]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, entries, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _equal(a, b):
+    assert [row for row, _ in a] == [row for row, _ in b] and len(a)
+    assert all(np.array_equal(x, y) for (_, x), (_, y) in zip(a, b, strict=True))
+
+
+def test_shards_come_over_http_and_through_fsspec(served):
+    folder, entries, address = served
+    local = list(shards.read_all(folder, entries, SIZE))
+    memory = fsspec.filesystem("memory")
+    for entry in entries:
+        memory.pipe(f"/bucket/data/{entry['file']}", (folder / entry["file"]).read_bytes())
+    for where in (address, f"{address}/", f"file://{folder}", "memory://bucket/data"):
+        _equal(list(shards.read_all(where, entries, SIZE)), local)
+
+
+def test_a_bad_shard_at_an_address_is_named_and_by_choice_skipped_and_counted(served, capsys):
+    folder, entries, address = served
+    (folder / entries[0]["file"]).write_bytes((folder / entries[0]["file"]).read_bytes()[:-512])
+    with pytest.raises(shards.ShardError, match=r"http://127.*train-000000\.tar: its sha256 differs"):
+        list(shards.read_all(address, entries, SIZE))
+    (folder / entries[0]["file"]).unlink()
+    with pytest.raises(shards.ShardError, match=r"train-000000\.tar: cannot be read \(HTTP Error 404"):
+        list(shards.read_all(address, entries, SIZE))
+    got = list(shards.read_all(address, entries, SIZE, skipped := []))
+    assert [row["id"] for row, _ in got] == ["test-0", "test-1"] and len(skipped) == 1
+    assert "skipped 5 images: http://127" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("where", "says"), [
+    ("nosuch://bucket", "remedy: install fsspec's driver for nosuch://"),
+    ("memory://user:secret@nothing", "memory://nothing/shards/train-000000.tar: cannot be read"),
+    ("http://127.0.0.1:9", "cannot be read")])  # fmt: skip
+def test_an_address_that_leads_nowhere_is_a_named_error_without_credentials(tmp_path, where, says):
+    entry = _write(tmp_path, _samples())
+    with pytest.raises(shards.ShardError, match=says) as caught:
+        list(shards.read(where, entry, SIZE))
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ValueError, match="leaves its root"):
+        list(shards.read(where, {**entry, "file": "../x.tar"}, SIZE))
+
+
+def test_shares_are_those_of_webdataset(monkeypatch):
+    items = [{"url": f"{k}.tar"} for k in range(11)]
+    for n in (1, 2, 4):
+        shares = [shards.share_of(items, (k, n)) for k in range(n)]
+        assert sorted(item["url"] for share in shares for item in share) == sorted(item["url"] for item in items)
+        for k in range(n):
+            monkeypatch.setattr(webdataset.utils, "pytorch_worker_info", lambda group=None, k=k, n=n: (k, n, 0, 1))
+            assert list(webdataset.split_by_node(iter(items))) == shares[k]
+    for share in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="share"):
+            shards.share_of(items, share)

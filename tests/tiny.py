@@ -1,19 +1,22 @@
 """A run folder to train on in seconds: 32-pixel chest phantoms, an untrained base of width 16, cached latents.
 
-As a script: trains in child processes that are killed at awkward moments (test_train.py).
+As a script: trains in child processes that are killed at awkward moments, or in several at once (test_train.py).
 """
 
+import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-from compdiff import base, datasets, diffusion, latents, methods, paths, train
+from compdiff import base, checkpoint, datasets, diffusion, latents, methods, paths, train
 from compdiff.config import DataConfig, settings
 
 DIALS = dict(steps=8, batch=4, microbatch=4, d_node=16, aux_hidden=16, time_window=4, restarts=1, raw_samples=4,
@@ -44,6 +47,8 @@ def inputs(root, method, c, seed=0, frozen_text=False):
     model, sha256 = diffusion.load_for(folder, c)
     data = datasets.load(folder.data)
     parts = methods.build(method, data.schema, model.d_ctx, c, seed)
+    if frozen_text:
+        latents.write_text(folder.latents, data, model, sha256, parts.named)
     rows, valid = (latents.read(folder.latents, data, model, sha256, s, parts.named, frozen_text) for s in ("train", "val"))
     return [c, model, sha256, rows, valid, parts.conditioner, parts.reweighter], parts
 
@@ -59,15 +64,19 @@ def kill_myself():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_after_step(root, method, out, step, **values):
-    """A run that ends right after it has logged `step`."""
+def stand_still():
+    time.sleep(3600)
+
+
+def killed_after_step(root, method, out, step, by=kill_myself, **values):
+    """A run that ends, or stands still, right after it has logged `step`."""
     arguments, parts = inputs(root, method, config(root, method, **values))
     original = train.train
 
     def until(*given):
         for row in original(*given):
             if row["step"] == step:
-                kill_myself()
+                by()
             yield row
 
     train.train = until
@@ -76,7 +85,7 @@ def killed_after_step(root, method, out, step, **values):
 
 def killed_in_write(root, method, out, nth, **values):
     """A run that ends in the middle of its `nth` write of weights or checkpoint, half of the bytes being there."""
-    original, calls = train.save_file, []
+    original, calls = checkpoint.save_file, []
 
     def half(tensors, path, **given):
         calls.append(path)
@@ -85,7 +94,7 @@ def killed_in_write(root, method, out, nth, **values):
             os.truncate(path, os.path.getsize(path) // 2)
             kill_myself()
 
-    train.save_file = half
+    checkpoint.save_file = half
     fit(root, method, out, **values)
 
 
@@ -128,5 +137,53 @@ def _steps(folder):
     return len((folder / "log.csv").read_text().splitlines()) - 1
 
 
+# --- several processes -------------------------------------------------------------------------------------------
+def in_processes(root, method, out, world, end=None, by=kill_myself, **values):
+    """Train on `world` forked processes, as `accelerate launch` starts them but without its supervisor.
+
+    The last one is killed (or whatever `by` does) after step `end`. Returns the exit codes of the others; what they say
+    then is in <out>.txt.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        if child := os.fork():
+            children.append(child)
+            continue
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if end is not None:
+            os.dup2(os.open(out.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        if by is stand_still:
+            train.TIMEOUT = timedelta(seconds=15)
+        if end is not None and rank == world - 1:
+            killed_after_step(root, method, out, end, by, **values)
+        else:
+            fit(root, method, out, **values)
+        os._exit(0)
+    last = [] if end is None else [children.pop()]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    for child in last:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return codes
+
+
+def processes(root, method, out, values):
+    """2 and 4 processes to the end; 2 of which one is killed, or stands still; and 2 that go on from there."""
+    torch.set_num_threads(1)
+    codes = {"two": in_processes(root, method, out / "two", 2, **values), "four": in_processes(root, method, out / "four", 4, **values)}
+    for name, by in (("killed", kill_myself), ("stopped", stand_still)):
+        codes[name] = in_processes(root, method, out / name, 2, end=20, by=by, **values)
+        codes[f"{name}, again"] = in_processes(root, method, out / name, 2, **values)
+    print(json.dumps(codes))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    if sys.argv[4:]:
+        processes(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,66 @@
+"""The commands of `compdiff.launch`: the notebooks' own results, from the notebooks' own settings."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from compdiff import datasets, diffusion, features, latents, launch, methods, sample, train
+
+
+@pytest.fixture(scope="module")
+def root(tiny_root, tmp_path_factory):
+    """A copy of the tiny run folder in which `text` is trained."""
+    root = tmp_path_factory.mktemp("launch") / "root"
+    shutil.copytree(tiny_root, root)
+    launch.main(["train", "chest", "text", *words(root)])
+    return root
+
+
+def words(root, **more):
+    given = tiny.DIALS | dict(BASE=root / "base", RUNS=root, PROFILE="smoke", STEPS=2, FEATURE_SIZE=32) | more
+    return [f"{name.upper()}={value}" for name, value in given.items()]
+
+
+def test_encode_writes_the_latents_of_notebook_01(root, capsys):
+    folder = tiny.run_folder(root)
+    for path in folder.latents.glob("*.safetensors"):
+        path.unlink()
+    launch.main(["encode", "chest", *words(root)])
+    assert "encode chest : latents of 3 shards; 1 process(es)" in capsys.readouterr().out
+    base, sha256 = diffusion.load_for(folder, tiny.config(root))
+    assert len(latents.read(folder.latents, datasets.load(folder.data), base, sha256, "train", ())) == 24
+
+
+def test_training_is_what_the_notebook_finds(root, monkeypatch):
+    monkeypatch.setattr(train, "step_losses", lambda *given: pytest.fail("trained again"))
+    c = tiny.config(root, "text", steps=2, feature_size=32)
+    assert len(methods.fit("text", tiny.run_folder(root), c, 0)) == 2
+
+
+@pytest.mark.parametrize("method", ["text", "untrained"])
+def test_sets_and_features_are_what_the_notebooks_find(root, method, monkeypatch, capsys):
+    folder = tiny.run_folder(root)
+    launch.main(["generate", "chest", method, *words(root)])
+    table = pd.read_csv(folder.generated(method, "test") / "samples.csv")
+    assert f"{len(table)} images of test" in capsys.readouterr().out
+    images = sample.read_images(folder.generated(method, "test"), table["id"].tolist())
+    monkeypatch.setattr(sample, "sample", lambda *given: pytest.fail("drawn again"))
+    launch.main(["generate", "chest", method, *words(root)])
+    launch.main(["features", "chest", method, *words(root)])
+    whole = features.extract(images, "lite0", 32)
+    monkeypatch.setattr(features, "extract", lambda *given: pytest.fail("extracted again"))
+    np.testing.assert_array_equal(features.cached(folder.seed / "features" / "lite0" / method, images, "lite0", 32), whole)
+
+
+@pytest.mark.parametrize("wrong", ["", "train chest", "encode chest text", "sing chest text", "train chest text now"])
+def test_other_words_get_the_usage(wrong):
+    with pytest.raises(SystemExit, match="compdiff.launch COMMAND DATASET"):
+        launch.main(wrong.split())
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(ValueError, match="unknown setting 'stepz'"):
+        launch.main(["train", "chest", "text", "STEPZ=2"])
