@@ -7,6 +7,7 @@ process, so neither the number of processes nor a restart changes the experiment
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -26,8 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from compdiff import record, sources
-from compdiff.config import Config, TrainConfig
+from compdiff import optim, record, sources
+from compdiff.config import Config, TrainConfig, flat
 from compdiff.diffusion import Denoiser, Diffusion, trainable
 from compdiff.interfaces import Conditioner, Reweighter
 from compdiff.latents import Latents
@@ -54,12 +55,14 @@ class StepNoise:
 
 def batch_rows(n: int, batch: int, step: int, seed: int) -> Tensor:
     """Row numbers of the global batch of `step`: epochs of seeded permutations, every sample once per epoch."""
-    place = torch.arange(step * batch, (step + 1) * batch)
-    orders = {}
-    for epoch in (place // n).unique().tolist():
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        orders[epoch] = torch.randperm(n, generator=generator)
-    return torch.stack([orders[int(p) // n][int(p) % n] for p in place])
+    place = range(step * batch, (step + 1) * batch)
+    return torch.stack([_order(n, p // n, seed)[p % n] for p in place])
+
+
+@functools.lru_cache(maxsize=2)  # the epochs that one batch touches; at 10 million images drawing one takes long
+def _order(n: int, epoch: int, seed: int) -> Tensor:
+    """The permutation [n] of one epoch."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -130,10 +133,8 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
 
     model = denoiser(base.to(device), conditioner, columns).to(device)
     params = trainable(model, c)  # {name: parameter}
-    heads = [p for n, p in params.items() if n.startswith("conditioner.")]
-    rest = [p for n, p in params.items() if not n.startswith("conditioner.")]
-    groups = [{"params": rest, "base_lr": c.lr}] + ([{"params": heads, "base_lr": c.head_lr}] if heads else [])
-    optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=1e-2, fused=True)
+    optim.quicken(model.unet, c)
+    optimizer = optim.build(params, c)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema = EMA(params, c.steps, c.ema_horizon) if c.ema else None
     run = Checkpoint(folder, params, ema, optimizer, reweighter, accelerator)
@@ -194,7 +195,8 @@ def step_losses(wrapped, model: Denoiser, base: Diffusion, data: Latents, rows: 
     z = base.latents(data.moments[rows].to(device), noise.normal("posterior", shape))  # [b, C, h, w]
     eps = noise.normal("noise", shape)
     t = (noise.uniform("time") * base.scheduler.config.num_train_timesteps).long()  # [b]
-    noisy = base.scheduler.add_noise(z, eps + c.input_perturbation * noise.normal("perturb", shape), t)
+    corrupting = eps + c.input_perturbation * noise.normal("perturb", shape) if c.input_perturbation else eps
+    noisy = base.scheduler.add_noise(z, corrupting, t)
     drop = noise.uniform("prompt_dropout") < c.prompt_dropout  # prompt and token together
     keep = (~drop & (noise.uniform("demographic_dropout") >= c.demographic_dropout)).float()
     text = data.text[rows].to(device)
@@ -246,12 +248,7 @@ class Checkpoint:
         copy_into(self.params, part("model."))
         if self.ema is not None:
             copy_into(self.ema.shadow, part("ema."))
-        state = self.optimizer.state_dict()
-        state["state"] = {}
-        for name, value in part("optimizer.").items():
-            index, key = name.split(".", 1)
-            state["state"].setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict(state)
+        optim.restore(self.optimizer, part("optimizer."))
         self.reweighter.load_state_dict(part("reweighter."))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
@@ -264,8 +261,7 @@ class Checkpoint:
             return
         tensors = {f"model.{n}": p.detach().cpu().contiguous() for n, p in self.params.items()}
         tensors |= {f"ema.{n}": p.cpu() for n, p in (self.ema.shadow if self.ema else {}).items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v).cpu().contiguous() for k, v in values.items()}
+        tensors |= {f"optimizer.{n}": v for n, v in optim.tensors(self.optimizer).items()}
         tensors |= {f"reweighter.{n}": v for n, v in self.reweighter.state_dict().items()}
         meta = {"step": step, "log": self.log, "best": self.best}
         meta["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
@@ -305,7 +301,7 @@ def inputs_hash(config: Config, base_sha256: str, data: Latents, valid: Latents,
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     objects = [type(conditioner), type(reweighter)]
     code = sources.closure({o.__module__ for o in objects}, Path(__file__).parent)
-    names = {"train.py", "diffusion.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
+    names = {"train.py", "diffusion.py", "optim.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
     code |= {name: record.source_sha256(Path(__file__).with_name(name)) for name in names}
     code.pop("compdiff/config.py", None)  # its values count, in `settings`
     settings = {"train": asdict(config.train), "hcn": asdict(config.hcn), "fair": asdict(config.fair)}
@@ -341,7 +337,7 @@ def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid:
     if accelerator.is_main_process:
         make_ready(folder, wanted)
     accelerator.wait_for_everyone()
-    made_by = record.Run(folder / "run.json", {"training": wanted, "base": base_sha256}, asdict(config.train), [seed])
+    made_by = record.Run(folder / "run.json", {"training": wanted, "base": base_sha256}, flat(config), [seed])
     quiet = not (interactive() and accelerator.is_main_process)
     bar = tqdm(total=config.train.steps, disable=quiet, unit="step", desc=folder.name)
     done = 0
