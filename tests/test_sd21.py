@@ -154,7 +154,7 @@ def test_the_whole_path_images_training_export_images(folder, tmp_path, lora):
     parts, sha256 = diffusion.load_for(place, config)
     data = datasets.load(place.data)
     latents.write(place.latents, data, parts, sha256)
-    assert load_file(place.latents / "train.safetensors")["moments"].shape == (8, 8, 8, 8)
+    assert latents.read(place.latents, data, parts, sha256, "train", ()).moments.shape == (8, 8, 8, 8)
     methods.fit("hcn", place, config, seed=42)
     log = pd.read_csv(place.train("hcn") / "log.csv")
     assert len(log) == 2 and np.isfinite(log["loss"]).all() and {"kl", "aux", "consistency"} <= set(log)
