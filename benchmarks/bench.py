@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -36,9 +37,11 @@ def alternate(a: Callable[[], object], b: Callable[[], object], repeats: int) ->
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def plain_step(base: diffusion.Diffusion, images: np.ndarray, moments: torch.Tensor | None, ids: torch.Tensor) -> Callable[[], None]:
+def plain_step(base: diffusion.Diffusion, images: np.ndarray, moments: torch.Tensor | None, ids: torch.Tensor,
+               trained: tuple[str, ...] = ("unet", "text_encoder")) -> Callable[[], None]:  # fmt: skip
     """What a diffusers training script does: (encode,) add noise, UNet, MSE, AdamW; one call is one step."""
-    optimizer = torch.optim.AdamW([*base.unet.parameters(), *base.text_encoder.parameters()], lr=1e-5)
+    base.text_encoder.requires_grad_("text_encoder" in trained)
+    optimizer = torch.optim.AdamW([p for name in trained for p in getattr(base, name).parameters()], lr=1e-5)
 
     def step() -> None:
         z = base.latents(base.moments(images) if moments is None else moments, torch.randn(len(ids), base.channels, 16, 16))
@@ -51,14 +54,20 @@ def plain_step(base: diffusion.Diffusion, images: np.ndarray, moments: torch.Ten
     return step
 
 
-def our_steps(data: datasets.Data, folder: Path, method: str, batch: int) -> Iterator[dict]:
-    """The project's loop, one step at a time, without validation or checkpoints."""
+def our_steps(data: datasets.Data, folder: Path, method: str, batch: int,
+              trained: tuple[str, ...] = ("unet", "text_encoder")) -> Iterator[dict]:  # fmt: skip
+    """The project's loop, step by step, without validation or checkpoints; a frozen text encoder has run before."""
     config = settings("demo", data.index["dataset"], method, validate_every=1.0, checkpoint_every=1.0, steps=10_000,
-                      batch=batch, microbatch=batch)  # fmt: skip
+                      batch=batch, microbatch=batch, trained=trained)  # fmt: skip
     base = diffusion.load("tiny")
     parts = methods.build(method, data.schema, base.d_ctx, config, seed=0)
     split = [latents.read(folder / "latents", data, base, "", s, parts.named) for s in ("train", "val")]
-    return train.train(config, base, *split, parts.conditioner, parts.reweighter, folder / method, parts.columns)
+    if "text_encoder" not in trained:
+        with torch.no_grad():
+            embed = lambda ids: base.text_encoder(ids)[0]  # noqa: E731
+            split = [replace(rows, text=embed(rows.text), empty=embed(rows.empty[None])[0]) for rows in split]
+    place = folder / "-".join([method, *trained])
+    return train.train(config, base, *split, parts.conditioner, parts.reweighter, place, parts.columns)
 
 
 def main() -> None:
@@ -81,11 +90,13 @@ def main() -> None:
         batch = data.rows("train").head(args.batch)
         images, ids = data.images(batch), base.tokenize(data.prompts(batch))
         moments = base.moments(images)
-        for method in ("text", "hcn"):
-            ours = our_steps(data, folder, method, args.batch)
+        both, unet = ("unet", "text_encoder"), ("unet",)
+        for method, trained, more in (("text", both, ""), ("hcn", both, ""), ("text", unet, ", frozen text encoder")):
+            ours = our_steps(data, folder, method, args.batch, trained)
             for name, cached in (("encode every step", None), ("cached latents", moments)):
-                a, b = alternate(lambda: next(islice(ours, 0, 1)), plain_step(diffusion.load("tiny"), images, cached, ids), args.repeats)
-                row(f"training step, {method}", f"diffusers-style, {name}", a, b, args.batch)
+                theirs = plain_step(diffusion.load("tiny"), images, cached, ids, trained)
+                a, b = alternate(lambda: next(islice(ours, 0, 1)), theirs, args.repeats)
+                row(f"training step, {method}{more}", f"diffusers-style, {name}", a, b, args.batch)
 
         pipe = StableDiffusionPipeline.from_pretrained(paths.TINY_BASE, torch_dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)

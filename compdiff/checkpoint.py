@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compdiff import record
+from compdiff import optim, record
 from compdiff.interfaces import Reweighter
 
 
@@ -72,12 +72,7 @@ class Checkpoint:
         copy_into(self.params, part("model."))
         if self.ema is not None:
             copy_into(self.ema.shadow, part("ema."))
-        state = self.optimizer.state_dict()
-        state["state"] = {}
-        for name, value in part("optimizer.").items():
-            index, key = name.split(".", 1)
-            state["state"].setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict(state)
+        optim.restore(self.optimizer, part("optimizer."))
         self.reweighter.load_state_dict(part("reweighter."))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
@@ -90,8 +85,7 @@ class Checkpoint:
             return
         tensors = {f"model.{n}": p.detach().cpu().contiguous() for n, p in self.params.items()}
         tensors |= {f"ema.{n}": p.cpu() for n, p in (self.ema.shadow if self.ema else {}).items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v).cpu().contiguous() for k, v in values.items()}
+        tensors |= {f"optimizer.{n}": v for n, v in optim.tensors(self.optimizer).items()}
         tensors |= {f"reweighter.{n}": v for n, v in self.reweighter.state_dict().items()}
         meta = {"step": step, "log": self.log, "best": self.best}
         meta["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -21,19 +21,19 @@ def text(manifest: Manifest, index: dict, table: pd.DataFrame) -> str:
     facts = [("source", manifest.source), ("licence", manifest.licence), ("access", manifest.access),
              ("citation", manifest.citation), ("image size", f"{index['size']} x {index['size']}, 8-bit grey"),
              ("held out of training", "; ".join(index["held_out"]) or "nothing")]  # fmt: skip
-    lines = [f"# {manifest.title}: datasheet of the prepared data", "", *_table(("", ""), facts)]
+    lines = [f"# {manifest.title}: datasheet of the prepared data", "", *markdown(("", ""), facts)]
     lines += ["## Images and patients", ""]
-    lines += _table(("split", "images", "patients"), [(s, index["images"][s], index["patients"][s]) for s in splits])
+    lines += markdown(("split", "images", "patients"), [(s, index["images"][s], index["patients"][s]) for s in splits])
     lines += ["## Age in years", ""]
-    lines += _table(("split", "least", "quartile", "median", "quartile", "most"),
+    lines += markdown(("split", "least", "quartile", "median", "quartile", "most"),
                     [(s, *(f"{v:g}" for v in ages[s])) for s in splits])  # fmt: skip
     lines += ["## Findings: images, and share of the split", ""]
-    lines += _table(("finding", *splits), list(_prevalence(manifest, groups)))
+    lines += markdown(("finding", *splits), list(_prevalence(manifest, groups)))
     lines += ["## Images per cell", ""]
     cells = [(name, *(index["cells"][s][name] for s in splits)) for name in next(iter(index["cells"].values()))]
-    lines += _table((", ".join(manifest.schema.names), *splits), cells)
+    lines += markdown((", ".join(manifest.schema.names), *splits), cells)
     lines += [f"## Left out: {len(index['excluded'])} images (rejects.csv)", ""]
-    lines += _table(("reason", "images"), list(reasons.items()))
+    lines += markdown(("reason", "images"), list(reasons.items()))
     return "\n".join(lines)
 
 
@@ -47,8 +47,10 @@ def _prevalence(manifest: Manifest, groups: dict[str, pd.DataFrame]) -> Iterable
             yield name, *(f"{n} ({n / len(group):.1%})" for n, group in shares)
 
 
-def _table(header: tuple, rows: list[tuple]) -> list[str]:
-    def line(cells: tuple) -> str:
+def markdown(header: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table, and an empty one."""
+
+    def line(cells: Sequence[object]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |"
 
-    return [line(header), line(("---",) * len(header)), *map(line, rows), ""]
+    return [line(header), line(["---"] * len(header)), *map(line, rows), ""]

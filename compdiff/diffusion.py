@@ -9,6 +9,7 @@ import copy
 import inspect
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,13 +125,16 @@ class Diffusion:
             return DDIMScheduler.from_config(self.scheduler.config, clip_sample=False)
         raise ValueError(f"unknown solver {solver!r}; known: dpm++, ddpm, ddim, base")
 
+    def pipeline(self) -> StableDiffusionPipeline:
+        """The same parts as diffusers' own pipeline, with the scheduler that the folder names."""
+        return StableDiffusionPipeline(
+            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
+            scheduler=self.sampler("base"), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+
     def save(self, folder: Path, half: bool = False) -> None:
         """Write a folder that `StableDiffusionPipeline.from_pretrained` opens too (`half`: stored as float16)."""
-        kept = copy.deepcopy(self) if half else self  # the conversion works in place
-        pipeline = StableDiffusionPipeline(
-            vae=kept.vae, text_encoder=kept.text_encoder, tokenizer=kept.tokenizer, unet=kept.unet,
-            scheduler=kept.sampler("base"), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
+        pipeline = (copy.deepcopy(self) if half else self).pipeline()  # the conversion works in place
         if half:
             pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder, safe_serialization=True)
@@ -157,7 +161,8 @@ def to_images(x: Tensor) -> np.ndarray:
 def load(base: str, revision: str = "", sha256: str = "") -> Diffusion:
     """Load a base by folder or hub id ("tiny" = the shipped one); safetensors only, weights in float32.
 
-    FileNotFoundError names the missing part; ValueError when the UNet's weight file has another sha256.
+    A hub id needs the commit as its `revision`: what a branch or tag names can change. FileNotFoundError names the
+    missing part; ValueError when the revision is no commit or the UNet's weight file has another sha256.
     """
     folder = paths.TINY_BASE if base == "tiny" else Path(base)
     source, where = str(folder), dict(local_files_only=True)
@@ -169,6 +174,8 @@ def load(base: str, revision: str = "", sha256: str = "") -> Diffusion:
     if not folder.is_dir():
         if base.startswith((".", "/", "~")) or not revision:
             raise FileNotFoundError(f"base {base!r} is no folder here (for a hub id, name its revision too)")
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise ValueError(f"revision {revision!r} of {base!r} is no commit: name its 40 digits, not a branch or tag")
         source, where = base, dict(revision=revision)
     elif missing := [p for p in ("model_index.json", *PARTS) if not (folder / p).exists()]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: not a Stable Diffusion folder")
@@ -186,7 +193,8 @@ def load(base: str, revision: str = "", sha256: str = "") -> Diffusion:
         ).eval(),
         vae=AutoencoderKL.from_pretrained(source, subfolder="vae", **kwargs).eval().requires_grad_(False),
         unet=UNet2DConditionModel.from_pretrained(source, subfolder="unet", **kwargs).eval(),
-        scheduler=DDPMScheduler.from_pretrained(source, subfolder="scheduler", **where),
+        # latents are no pixels: nothing to clip; a folder that names another scheduler need not say so
+        scheduler=DDPMScheduler.from_pretrained(source, subfolder="scheduler", clip_sample=False, **where),
         own_scheduler=DDPMScheduler.load_config(source, subfolder="scheduler", **where)["_class_name"],
     )
 

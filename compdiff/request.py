@@ -73,7 +73,7 @@ def parse(words: Sequence[str], profile: str) -> Request:
     return Request(
         profile=profile,
         datasets=tuple(dict.fromkeys(given.get("DATASETS", "").split())) or datasets,
-        seeds=tuple(dict.fromkeys(int(s) for s in given.get("SEEDS", "").split())) or default.seeds,
+        seeds=tuple(dict.fromkeys(int(s) for s in given.get("SEEDS", "").split())) or (config.SEEDS.get(profile, 0),),
         methods=tuple(given.get("METHODS", "").split()), ablation=ablation == "1",
         strategies=tuple(given.get("STRATEGIES", "").split()), stages=tuple(given.get("STAGES", "").split()),
         data_root=given.get("DATA_ROOT", ""), runs=str(paths.runs_root(given.get("RUNS", ""))),

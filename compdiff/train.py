@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.distributed import DistError
 from tqdm.auto import tqdm
 
-from compdiff import record, sources
+from compdiff import optim, record, sources
 from compdiff.checkpoint import EMA, Checkpoint, copy_into, make_ready
-from compdiff.config import Config, TrainConfig
+from compdiff.config import Config, TrainConfig, flat
 from compdiff.diffusion import Denoiser, Diffusion, trainable
 from compdiff.interfaces import Conditioner, Reweighter
 from compdiff.latents import Latents, Rows
@@ -118,10 +118,8 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
 
     model = denoiser(base.to(device), conditioner, columns).to(device)
     params = trainable(model, c)  # {name: parameter}
-    heads = [p for n, p in params.items() if n.startswith("conditioner.")]
-    rest = [p for n, p in params.items() if not n.startswith("conditioner.")]
-    groups = [{"params": rest, "base_lr": c.lr}] + ([{"params": heads, "base_lr": c.head_lr}] if heads else [])
-    optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=1e-2, fused=True)
+    optim.quicken(model.unet, c)
+    optimizer = optim.build(params, c)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema = EMA(params, c.steps, c.ema_horizon) if c.ema else None
     run = Checkpoint(folder, params, ema, optimizer, reweighter, accelerator)
@@ -182,7 +180,8 @@ def step_losses(wrapped, model: Denoiser, base: Diffusion, data: Latents, rows: 
     z = base.latents(data.moments[rows].to(device), noise.normal("posterior", shape))  # [b, C, h, w]
     eps = noise.normal("noise", shape)
     t = (noise.uniform("time") * base.scheduler.config.num_train_timesteps).long()  # [b]
-    noisy = base.scheduler.add_noise(z, eps + c.input_perturbation * noise.normal("perturb", shape), t)
+    corrupting = eps + c.input_perturbation * noise.normal("perturb", shape) if c.input_perturbation else eps
+    noisy = base.scheduler.add_noise(z, corrupting, t)
     drop = noise.uniform("prompt_dropout") < c.prompt_dropout  # prompt and token together
     keep = (~drop & (noise.uniform("demographic_dropout") >= c.demographic_dropout)).float()
     text = data.text[rows].to(device)
@@ -232,7 +231,7 @@ def inputs_hash(config: Config, base_sha256: str, data: Latents, valid: Latents,
         digest.update(tensor.sha256.encode() if on_disk else tensor.detach().cpu().contiguous().numpy().tobytes())
     objects = [type(conditioner), type(reweighter)]
     code = sources.closure({o.__module__ for o in objects}, Path(__file__).parent)
-    names = {"train.py", "checkpoint.py", "diffusion.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
+    names = {"train.py", "checkpoint.py", "diffusion.py", "optim.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
     code |= {name: record.source_sha256(Path(__file__).with_name(name)) for name in names}
     code.pop("compdiff/config.py", None)  # its values count, in `settings`
     settings = {"train": asdict(config.train), "hcn": asdict(config.hcn), "fair": asdict(config.fair)}
@@ -258,7 +257,7 @@ def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid:
     if accelerator.is_main_process:
         make_ready(folder, wanted)
     accelerator.wait_for_everyone()
-    made_by = record.Run(folder / "run.json", {"training": wanted, "base": base_sha256}, asdict(config.train), [seed])
+    made_by = record.Run(folder / "run.json", {"training": wanted, "base": base_sha256}, flat(config), [seed])
     quiet = not (interactive() and accelerator.is_main_process)
     bar = tqdm(total=config.train.steps, disable=quiet, unit="step", desc=folder.name)
     done = 0

@@ -1,11 +1,12 @@
 """Settings: layers, types, unknown names; the presets against method section 2."""
 
+import json
 import re
 from dataclasses import fields, replace
 
 import pytest
 
-from compdiff import config, paths
+from compdiff import config, paths, request
 from compdiff.config import Config, override, settings
 
 
@@ -60,6 +61,26 @@ def test_every_dial_is_unique_and_overriding_leaves_the_rest_alone():
     assert replace(changed, train=train, data=data) == before
 
 
+def test_the_papers_seed_is_theirs_and_every_profile_has_one():
+    assert set(config.SEEDS) == set(config.PROFILES)
+    assert [request.parse([], profile).seeds for profile in ("smoke", "demo", "paper")] == [(0,), (0,), (42,)]
+    assert request.parse(["SEEDS=3 4"], "paper").seeds == (3, 4)
+
+
+def test_a_flat_configuration_makes_the_same_one_again():
+    done = settings("paper", "nih", "hcn_fairdiffusion", "fairdiffusion", base="there", compile=True)
+    assert override(Config(), **config.flat(done)) == done != Config()
+    assert override(Config(), **json.loads(json.dumps(config.flat(done)))) == done  # as run.json keeps it
+
+
+def test_options_of_speed_are_off_unless_asked_for():
+    """They change results by rounding, so neither the demo nor the papers' recipes take them."""
+    for profile in config.PROFILES:
+        for recipe in config.RECIPES:
+            c = settings(profile, "chest", "hcn", recipe).train
+            assert (c.optimizer, c.compile, c.channels_last) == ("adamw", False, False)
+
+
 def test_a_name_in_two_parts_is_an_error(monkeypatch):
     monkeypatch.setattr(config, "fields", lambda cls: [*fields(Config), *fields(Config)[:1]] if cls is Config else fields(cls))
     with pytest.raises(TypeError, match="config field 'size' stands in data and data"):
@@ -85,10 +106,12 @@ def test_an_indivisible_batch_is_refused():
 
 # Method section 2, the table of recipes.
 COMPDIFF = dict(steps=30_000, lr=1e-5, lr_schedule="cosine", clip=1.0, precision="bf16", gradient_checkpointing=True, ema=True,
-                trained=("unet", "text_encoder"), solver="ddpm", sample_steps=75, guidance=7.5, time_window=30, kl_weight=0.005)  # fmt: skip
+                trained=("unet", "text_encoder"), solver="ddpm", sample_steps=75, guidance=7.5, time_window=30, kl_weight=0.005,
+                lora_rank=0, optimizer="adamw", ema_horizon=0.1)  # fmt: skip
 FAIRDIFFUSION = dict(steps=100_000, batch=32, microbatch=16, lr=1e-5, lr_schedule="constant", clip=1.0, precision="fp16",
                      gradient_checkpointing=True, ema=True, trained=("unet",), solver="base", sample_steps=75, guidance=7.5,
-                     input_perturbation=0.0, weighting="original", time_window=30)  # fmt: skip
+                     input_perturbation=0.0, weighting="original", time_window=30, lora_rank=0, optimizer="adamw",
+                     ema_horizon=0.1)  # fmt: skip
 
 
 @pytest.mark.parametrize("profile", config.PROFILES)
@@ -100,10 +123,11 @@ FAIRDIFFUSION = dict(steps=100_000, batch=32, microbatch=16, lr=1e-5, lr_schedul
      ("fairdiffusion", "fairdiffusion", FAIRDIFFUSION)],
 )  # fmt: skip
 def test_recipes_are_the_published_ones_on_every_profile(profile, recipe, method, published):
-    c = settings(profile, "chest", method, recipe) if profile != "smoke" else settings(profile, "chest", method, recipe, time_window=30)
+    c = settings(profile, "chest", method, recipe)
     found = {name: getattr(getattr(c, config.dials()[name]), name) for name in published}
     assert found == published
     assert c.train.warmup * c.train.steps == pytest.approx(0 if recipe == "fairdiffusion" else 500)
+    assert c.train.validate_every * c.train.steps == c.train.checkpoint_every * c.train.steps == pytest.approx(2_500)
     assert c.hcn.kl_ramp * 30_000 == pytest.approx(5_000)
 
 

@@ -1,6 +1,7 @@
 """The base model's folder: Stable Diffusion's own layout, safetensors only, quiet; the tokenizer; latents and images."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -94,11 +95,58 @@ def test_the_unets_hash_is_checked(tiny_root):
         diffusion.load(str(tiny_root / "base"), sha256="1234")
 
 
+@pytest.mark.parametrize("profile", ["smoke", "demo", "paper"])
+def test_a_hub_id_without_revision_is_refused_on_every_profile(profile, tmp_path):
+    with pytest.raises(FileNotFoundError, match="name its revision too"):
+        diffusion.load_for(tiny.run_folder(tmp_path), tiny.settings(profile, "chest", base="someone/some-model"))
+
+
 @pytest.mark.parametrize(("name", "message"), [("", "no base model named: set BASE="), ("./nowhere", "is no folder here"),
                                                ("someone/some-model", "name its revision too")])  # fmt: skip
 def test_bases_that_cannot_be_found_say_what_to_do(name, message):
     with pytest.raises(FileNotFoundError, match=message):
         diffusion.load(name)
+
+
+def test_a_hub_id_is_read_at_its_commit_and_checked(tiny_root, tmp_path):
+    """From the hub's cache, in another process, with the network off."""
+    commit, wrong = "0123456789" * 4, "f" * 40
+    shutil.copytree(tiny_root / "base", tmp_path / "hub" / "models--some--model" / "snapshots" / commit)
+    right = record.sha256_file(tiny_root / "base" / diffusion.WEIGHTS[-1])
+    code = f"""
+from compdiff import diffusion
+here, there = diffusion.load({str(tiny_root / "base")!r}), diffusion.load("some/model", {commit!r}, {right!r})
+for part in ("unet", "vae", "text_encoder"):
+    a, b = (getattr(d, part).state_dict() for d in (here, there))
+    assert set(a) == set(b) and all((a[n] == b[n]).all() for n in a)
+assert here.tokenize(["The heart"]).tolist() == there.tokenize(["The heart"]).tolist()
+for revision, sha256 in (({commit!r}, "1234"), ({wrong!r}, ""), ("main", "")):
+    try:
+        diffusion.load("some/model", revision, sha256)
+    except (ValueError, OSError) as error:
+        print(type(error).__name__, str(error).splitlines()[0][:80])
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=base.paths.ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    assert first.startswith("ValueError the UNet weights of 'some/model' have sha256") and second.startswith("OSError")
+    assert third.startswith("ValueError revision 'main' of 'some/model' is no commit")
+
+
+def test_a_scheduler_that_does_not_speak_of_clipping_clips_nothing(folder):
+    """Latents leave [-1, 1]; diffusers' DDPM would clip them unless told otherwise."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "clip_sample"}))
+    model = diffusion.load(str(folder))
+    z = torch.full((1, 4, 8, 8), 3.0)
+    for solver in ("ddpm", "ddim", "dpm++", "base"):
+        scheduler = model.sampler(solver)
+        scheduler.set_timesteps(2)
+        v = model.target(z, torch.zeros_like(z), scheduler.timesteps[-1:])
+        noisy = model.scheduler.add_noise(z, torch.zeros_like(z), scheduler.timesteps[-1:])
+        found = diffusion.step_back(scheduler, v, scheduler.timesteps[-1], noisy, [torch.Generator().manual_seed(0)])
+        assert found.mean() > 2, solver
 
 
 def test_fingerprint_changes_with_any_file_but_the_recipe(folder):

@@ -24,8 +24,10 @@ LAYERS = {
         "raster", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
         "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views", "cardiac_files",
     },
-    "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet"},
-    "run": {"checkpoint", "train", "methods", "base", "strategies", "sample"},
+    "model": {
+        "interfaces", "auxiliary", "diffusion", "optim", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet",
+    },
+    "run": {"checkpoint", "train", "methods", "base", "strategies", "sample", "export"},
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "outcomes", "comparisons",

@@ -1,0 +1,71 @@
+"""How weights move and how fast: the optimizer, its state as plain tensors, memory layout and compilation."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compdiff.config import TrainConfig
+
+WEIGHT_DECAY = 1e-2
+
+
+def build(params: Mapping[str, nn.Parameter], config: TrainConfig) -> Optimizer:
+    """AdamW over {name: parameter}: the conditioner's learn at `head_lr`, all others at `lr` (group key "base_lr").
+
+    `config.optimizer`: adamw, or adamw8bit (bitsandbytes; its moments take a quarter of the memory). ValueError for
+    another name; ModuleNotFoundError, with the remedy, where bitsandbytes is not installed.
+    """
+    heads = [p for n, p in params.items() if n.startswith("conditioner.")]
+    rest = [p for n, p in params.items() if not n.startswith("conditioner.")]
+    groups = [{"params": rest, "base_lr": config.lr}] + (
+        [{"params": heads, "base_lr": config.head_lr}] if heads else []
+    )
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
+    if config.optimizer != "adamw8bit":
+        raise ValueError(f"unknown optimizer {config.optimizer!r}; known: adamw, adamw8bit")
+    try:
+        library = importlib.import_module("bitsandbytes")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "optimizer=adamw8bit needs `pip install bitsandbytes`; optimizer=adamw does not"
+        ) from None
+    return library.optim.AdamW8bit(groups, lr=config.lr, weight_decay=WEIGHT_DECAY)
+
+
+def tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """{"<parameter number>.<name>": tensor on the CPU}: all that the optimizer remembers, each in memory of its own."""
+    found = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            inner = (
+                value if isinstance(value, dict) else {name: value}
+            )  # bitsandbytes keeps its quantised part in a dict
+            found |= {
+                f"{index}.{n}": torch.as_tensor(v).detach().to("cpu", copy=True).contiguous() for n, v in inner.items()
+            }
+    return found
+
+
+def restore(optimizer: Optimizer, stored: Mapping[str, Tensor]) -> None:
+    """Give a fresh optimizer the state that `tensors` took from another one of the same kind."""
+    state = optimizer.state_dict()
+    state["state"] = {}
+    for key, value in stored.items():
+        index, name = key.split(".", 1)
+        number = value.dtype == torch.int64  # bitsandbytes counts steps in a Python number, torch in a float tensor
+        state["state"].setdefault(int(index), {})[name] = int(value) if number else value
+    optimizer.load_state_dict(state)
+
+
+def quicken(unet: nn.Module, config: TrainConfig) -> None:
+    """Memory layout and compilation of the UNet for training; changes results by rounding only. Names stay."""
+    if config.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if config.compile:
+        unet.compile()
