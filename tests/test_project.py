@@ -23,15 +23,16 @@ LAYERS = {
     "data": {
         "phantoms", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
         "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views", "cardiac_files",
+        "cardiac_cohorts",
     },
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet"},
-    "run": {"train", "methods", "base", "strategies", "sample"},
+    "run": {"train", "methods", "base", "strategies", "sample", "cardiac_models", "augment"},
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "alignment", "outcomes", "comparisons", "galleries",
         "frames", "published", "tables", "rendering", "report", "readme",
         "plots", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
-        "segment",
+        "segment", "faithful", "heart_classify", "heart_fairness", "heart_report", "plots_heart",
     },
     "door": {"request", "stages", "execute", "run"},
 }  # fmt: skip
