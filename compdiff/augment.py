@@ -22,7 +22,6 @@ from compdiff.cardiac_cohorts import Fold, strata
 from compdiff.cardiac_models import mask_classes, named, restore
 from compdiff.config import Config
 from compdiff.controlnet import to_picture
-from compdiff.phantoms import AGE_YEARS
 
 MODES = ("copy", "random")
 SETS = (*MODES, "test")
@@ -74,9 +73,7 @@ def _drawn(studies: Studies, train: pd.DataFrame, config: Config, rng: np.random
         donor = int(donors[value][i // 2])
         row = {a.name: str(rng.choice([c for c in a.categories if (train[a.name] == c).any()]))
                for a in studies.schema.attributes if a.name != "pathology"}  # fmt: skip
-        ages = train.loc[train["age"] == row["age"], "age_years"]
-        low, high = AGE_YEARS[studies.schema["age"].index(row["age"])]
-        age = int(rng.choice(ages)) if len(ages) else (low + high) // 2
+        age = int(rng.choice(train.loc[train["age"] == row["age"], "age_years"]))
         rows.append({**train.loc[donor], **row, "age_years": age, "donor": donor})
     return pd.DataFrame(rows)
 

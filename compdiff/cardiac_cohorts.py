@@ -8,7 +8,7 @@ a fold, because it must not have seen whom its images are to help to judge.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,18 @@ def generated(dataset: str) -> bool:
 
 
 def studies(dataset: str, data_root: str, config: Config) -> Studies:
-    """All patients of `dataset` (a manifest of data_manifests/cardiac). DataError: see `cardiac_files.read`."""
+    """All patients of `dataset` (a manifest of data_manifests/cardiac); the disease asked for is the first label.
+
+    DataError: see `cardiac_files.read`. ValueError for a disease that the source does not know.
+    """
+    found = _studies(dataset, data_root, config)
+    disease = config.heart.disease or found.labels[0]
+    if disease not in found.labels:
+        raise ValueError(f"unknown disease {disease!r}; {found.title} knows: {', '.join(found.labels)}")
+    return replace(found, labels=(disease, *(name for name in found.labels if name != disease)))
+
+
+def _studies(dataset: str, data_root: str, config: Config) -> Studies:
     if not generated(dataset):
         return read(load(dataset), data_root)
     c, d = config.heart, config.data

@@ -36,7 +36,10 @@ SHIFT, TURN, ZOOM = 0.06, 12.0, 0.10  # limits of `varied`: share of the side, d
 
 
 def mask_classes(studies: Studies) -> tuple[int, ...]:
-    """Mask values to condition on: the cavity alone where some masks lack the myocardium, else all of 1, 2, 3."""
+    """Mask values to condition on: the cavity alone where some masks lack the others, else (and of phantoms, which have
+    no source and exact masks) all of 1, 2, 3."""
+    if not studies.source:
+        return (1, 2, 3)
     masks = studies.masks("stacked", 64)
     return (1, 2, 3) if all((masks == v).any(axis=(1, 2, 3)).all() for v in (1, 2, 3)) else controlnet.CAVITY_ONLY
 

@@ -122,6 +122,7 @@ class HeartConfig:
     hearts: int = 240  # phantoms only: training patients
     test_hearts: int = 240  # phantoms only: test patients, even over age, sex and BMI
     prevalence: float = 0.25  # phantoms only: share of heart failure among training patients
+    disease: str = ""  # the label to predict, where a source knows several; empty: its first
     folds: int = 5  # by patient
     variants: int = 4  # shifted, turned and scaled pictures that a generator sees of each patient
     weight_clip: float = 20.0  # of the generator's row weights; 5 in the paper's copied set
@@ -134,6 +135,7 @@ class HeartConfig:
     set_size: int = 240  # images of a synthetic set, even over sensitive groups and label
     segment_steps: int = 400
     fid_repeats: int = 4
+    train_prevalence: float = 0.0  # of the disease among real images that classifiers train on; 0 = as found
     repeats: int = 8  # classifiers of the stacked input that differ in seed
     other_repeats: int = 2  # of the other inputs
     classifier_steps: int = 150  # of batch 16, whatever the training images
@@ -181,7 +183,7 @@ DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
 HEARTS = ("cardiac", "sunnybrook", "biobank", "heart_folder")
 HEART_PRESETS: dict[str, dict[str, object]] = {
     "smoke": dict(vae_steps=2, unet_steps=2, solver="ddim", batch=8, microbatch=8),
-    "demo": dict(vae_steps=600, unet_steps=400, steps=700, batch=16, microbatch=16, lr=1e-3, solver="ddim",
+    "demo": dict(vae_steps=600, unet_steps=400, steps=1200, batch=16, microbatch=16, lr=1e-3, solver="ddim",
                  copy_guidance=1.5, random_guidance=2.0),
     "paper": dict(batch=2, microbatch=1, lr=1e-5, precision="no", gradient_checkpointing=False, solver="ddim",
                   sample_steps=20, variants=1, set_size=10_000, test_hearts=1_000, hearts=4_000, segment_steps=4_000,
@@ -190,7 +192,7 @@ HEART_PRESETS: dict[str, dict[str, object]] = {
 DATASET_PRESETS |= {(profile, name): preset for profile, preset in HEART_PRESETS.items() for name in HEARTS}
 # Forty-five patients, and a generator for each fold: a third of the steps each.
 DATASET_PRESETS["demo", "sunnybrook"] = HEART_PRESETS["demo"] | dict(
-    vae_steps=300, unet_steps=200, steps=350, folds=5, variants=12, set_size=120, segment_steps=250
+    vae_steps=300, unet_steps=200, steps=400, variants=12, set_size=120, segment_steps=250, classifier_steps=60
 )
 
 # Training recipes at paper scale (method section 2), applied with `recipe=`. The seed (42 in both) is a parameter of the run.

@@ -137,15 +137,29 @@ class Synthetic:
         return unstack(self.images)[0 if name == "slice" else 1]
 
 
+def at_prevalence(y: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Positions of the largest part of 0/1 labels [n] with this share of ones; everybody for 0. The same seed, the same
+    part. ValueError unless 0 <= share < 1."""
+    if not 0 <= share < 1:
+        raise ValueError(f"a prevalence must be at least 0 (as found) and below 1, got {share}")
+    ones, zeros = (np.random.default_rng(seed).permutation(np.flatnonzero(y == value)) for value in (1, 0))
+    if share and len(ones) > share * len(y):
+        ones = ones[: round(share / (1 - share) * len(zeros))]
+    elif share:
+        zeros = zeros[: round((1 - share) / share * len(ones))]
+    return np.sort(np.r_[ones, zeros])
+
+
 def training_images(
-    studies: Studies, real: np.ndarray, fold: Fold, synthetic: Mapping[str, Synthetic], run: Run
+    studies: Studies, real: np.ndarray, fold: Fold, synthetic: Mapping[str, Synthetic], run: Run, prevalence: float = 0
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Images and rows that a run trains on in a fold; `real`: the input of all patients, in the table's order."""
-    columns = [*studies.schema.names, f"y_{studies.labels[0]}"]
-    images, tables = [], []
+    label = f"y_{studies.labels[0]}"
+    columns, images, tables = [*studies.schema.names, label], [], []
     if run.source != "synthetic":
-        images.append(real[fold.train])
-        tables.append(studies.table.iloc[fold.train][columns])
+        rows = fold.train[at_prevalence(studies.table[label].to_numpy()[fold.train], prevalence, seed=0)]
+        images.append(real[rows])
+        tables.append(studies.table.iloc[rows][columns])
     if run.source != "real":
         made = synthetic[fold.generator]
         images.append(made.input(run.input))
@@ -170,8 +184,9 @@ def carry_out(run: Run, studies: Studies, found: Sequence[Fold], synthetic: Mapp
     if run.source != "real":
         used |= {f"synthetic {g}": digest(s.images, s.table) for g, s in synthetic.items()}
     steps, clip, by = config.heart.classifier_steps, config.heart.classifier_clip, list(config.heart.sensitive)
+    share = config.heart.train_prevalence
     code = record.source_sha256(Path(__file__))
-    inputs = asdict(run) | used | {"steps": steps, "clip": clip, "by": by, "seed": seed, "code": code}
+    inputs = asdict(run) | used | {"steps": steps, "clip": clip, "by": by, "share": share, "seed": seed, "code": code}
     inputs |= {"folds": record.sha256_json([[f.train.tolist(), f.val.tolist(), f.test.tolist()] for f in mine])}
     target = folder / run.folder
     if record.is_current(target, inputs):
@@ -179,7 +194,7 @@ def carry_out(run: Run, studies: Studies, found: Sequence[Fold], synthetic: Mapp
     with record.run_json(target, inputs, seeds=[seed]) as made:
         rows = []
         for fold in mine:
-            x, table = training_images(studies, images, fold, synthetic, run)
+            x, table = training_images(studies, images, fold, synthetic, run, share)
             groups = strata(table, by)
             weights = sampling_weights(groups, clip) if run.sampling == "weighted" else np.ones(len(table))
             own_seed = 1000 * seed + 100 * run.repeat + fold.number

@@ -143,9 +143,10 @@ def parity_rows(judged: Judged, masks: Mapping[Key, np.ndarray]) -> list[dict]:
                         for c in judged.called]  # fmt: skip
                 _, resampled = judged.mean(criterion(judged, good, name, how))
                 made = stats.percentile_interval(float(np.mean(each)), resampled)
+                why = note if np.isfinite(made.value) else f"not available: a ratio of rates that are all 0; {note}"
                 out.append({"group_kind": kind, "group": "", "metric": f"{name} {how}", "value": made.value,
                             "std": spread(np.array(each)), "lo": made.lo, "hi": made.hi, "n": int(inside.sum()),
-                            "positives": int(judged.y[inside].sum()), "repeats": len(each), "note": note})  # fmt: skip
+                            "positives": int(judged.y[inside].sum()), "repeats": len(each), "note": why})  # fmt: skip
     return out
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, diffusion, sample
 
 LABEL = "heart failure"
-DIALS = dict(size=32, steps=2, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18, test_hearts=6, folds=3,
-             variants=2, set_size=10, sample_steps=2, sample_batch=8, prevalence=0.4, d_node=8, aux_hidden=8)  # fmt: skip
+DIALS = dict(size=32, steps=3, lr=1e-2, validate_every=1.0, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18,
+             test_hearts=6, folds=3, variants=2, set_size=10, sample_steps=2, sample_batch=8, prevalence=0.4, d_node=8,
+             aux_hidden=8)  # fmt: skip
 
 
 class World:
@@ -67,7 +68,9 @@ def test_only_text_changes_the_base(world):
         )
         pairs = zip(fresh.unet.parameters(), made.unet.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs) == same
-    assert any(z.weight.any() for z in cardiac_models.restore("control", world.studies, world.base, world.root / "train" / "control", world.config)[0].control.controlnet_down_blocks)
+    where = world.root / "train" / "control"
+    control, _, _ = cardiac_models.restore("control", world.studies, world.base, where, world.config)
+    assert any(z.weight.any() for z in control.control.controlnet_down_blocks), "the branch has learnt"
 
 
 def test_the_token_goes_with_the_mask_and_takes_the_words_place(world):
@@ -75,7 +78,8 @@ def test_the_token_goes_with_the_mask_and_takes_the_words_place(world):
     assert cardiac_models.named("control", c) == () and cardiac_models.named("text", c) is None
     log = world.fit("control", c, "_token")
     assert np.isfinite(log["loss"]).all() and "kl" in "".join(log.columns).lower()
-    model, _, _ = cardiac_models.restore("control", world.studies, world.base, world.root / "train" / "control_token", c)
+    where = world.root / "train" / "control_token"
+    model, _, _ = cardiac_models.restore("control", world.studies, world.base, where, c)
     assert model.conditioner.n_tokens == 1
 
 

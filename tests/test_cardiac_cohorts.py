@@ -1,5 +1,7 @@
 """Folds by patient: nobody in two parts, strata dealt evenly, generators that have not seen their fold's test."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,8 +30,6 @@ def test_phantoms_are_a_training_and_a_test_cohort(phantoms):
 
 
 def test_cohorts_of_other_labels_are_not_joined(phantoms):
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="same attributes and labels"):
         cardiac_cohorts.joined({"train": phantoms, "test": replace(phantoms, labels=("diabetes",))})
 
@@ -46,7 +46,8 @@ def test_phantom_folds_share_one_test_cohort_and_one_generator(phantoms):
 
 def people(n, seed):
     rng = np.random.default_rng(seed)
-    return pd.DataFrame({"id": [f"p{i}" for i in range(n)], "sex": rng.choice(["Male", "Female"], n), f"y_{LABEL}": rng.integers(0, 2, n)})
+    who = {"id": [f"p{i}" for i in range(n)], "sex": rng.choice(["Male", "Female"], n)}
+    return pd.DataFrame(who | {f"y_{LABEL}": rng.integers(0, 2, n)})
 
 
 @given(st.integers(12, 60), st.integers(3, 6), st.integers(0, 99))
@@ -79,6 +80,11 @@ def test_folds_come_back_from_their_file(phantoms, tmp_path):
         assert all(np.array_equal(np.sort(getattr(a, p)), getattr(b, p)) for p in ("train", "val", "test"))
     with pytest.raises(ValueError, match="do not hold"):
         cardiac_cohorts.load_folds(phantoms.table.iloc[5:], tmp_path / "folds.csv")
+
+
+def test_an_unknown_disease_is_refused():
+    with pytest.raises(ValueError, match="knows: heart failure"):
+        cardiac_cohorts.studies("cardiac", "", config.settings("smoke", "cardiac", disease="gout"))
 
 
 def test_too_few_folds_or_patients_are_refused(phantoms):

@@ -88,6 +88,16 @@ def test_sources_hold_what_they_say(studies, folds, synthetic):
         synthetic["all"].input("cine")
 
 
+def test_prevalence_takes_the_largest_part_with_that_share():
+    y = np.r_[np.ones(30, int), np.zeros(70, int)]
+    for share, ones, zeros in ((0.0, 30, 70), (0.25, 23, 70), (0.1, 8, 70), (0.5, 30, 30)):
+        rows = heart_classify.at_prevalence(y, share, seed=0)
+        assert (y[rows].sum(), (y[rows] == 0).sum()) == (ones, zeros) and len(set(rows)) == len(rows)
+    assert np.array_equal(rows, heart_classify.at_prevalence(y, 0.5, seed=0))
+    with pytest.raises(ValueError, match="below 1"):
+        heart_classify.at_prevalence(y, 1.0, seed=0)
+
+
 def test_a_run_is_read_back_and_repeats_differ(studies, folds, synthetic, tmp_path):
     images = studies.images("stacked", 32)
 
