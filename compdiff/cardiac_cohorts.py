@@ -27,10 +27,15 @@ VALIDATION = 6  # without a test cohort: one of so many parts of the patients ou
 EVERYBODY = "all"  # the generator that serves every fold, where a test cohort exists
 
 
-def generated(dataset: str) -> bool:
-    """Is the dataset drawn (access: generated), so that it needs no files?"""
+def access(dataset: str) -> str:
+    """generated (drawn, no files needed) | open | credentialed (nothing of a patient may leave the run folder)."""
     path = FOLDER / f"{dataset}.yaml"
-    return path.is_file() and yaml.safe_load(path.read_text()).get("access") == "generated"
+    return yaml.safe_load(path.read_text())["access"] if path.is_file() else "credentialed"
+
+
+def generated(dataset: str) -> bool:
+    """Are the patients drawn?"""
+    return access(dataset) == "generated"
 
 
 def studies(dataset: str, data_root: str, config: Config) -> Studies:

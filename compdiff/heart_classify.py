@@ -26,6 +26,7 @@ from compdiff.config import Config
 SOURCES = ("real", "synthetic", "real + synthetic")
 SAMPLINGS = ("as found", "weighted")  # weighted: by clipped inverse frequency of the sensitive groups
 BATCH, LR, SHIFT, NOISE = 16, 3e-3, 4, 0.05
+DEPTH = 32  # frames or slices that DenseNet-121 needs
 DRAWN = ("stacked", "slice", "frame")  # inputs that a set of stacked frames holds
 NO_SYNTHETIC = "the generator draws the mid slice at ED and ES, no other frame or slice"
 
@@ -69,14 +70,17 @@ def build(dims: int, channels: int, full: bool) -> nn.Module:
 
     if full:
         return DenseNet121(spatial_dims=dims, in_channels=channels, out_channels=1)
-    return DenseNet(dims, channels, 1, init_features=16, growth_rate=8, block_config=(2, 2, 2))
+    return DenseNet(dims, channels, 1, init_features=16, growth_rate=8, block_config=(3, 3))
 
 
-def prepare(images: np.ndarray) -> Tensor:
+def prepare(images: np.ndarray, full: bool = False) -> Tensor:
     """uint8 [n, S, S], [n, S, S, 3] or [n, T, S, S] -> float [n, c, S, S] or [n, 1, T, S, S]; each image has mean 0 and
-    standard deviation 1, so that no source is told by its brightness."""
+    standard deviation 1, so that no source is told by its brightness. `full` in 3D: at least DEPTH frames or slices,
+    interpolated, because DenseNet-121 halves every axis five times."""
     x = torch.from_numpy(np.ascontiguousarray(images)).float()
     x = x.movedim(-1, 1) if x.ndim == 4 and x.shape[-1] == 3 else x[:, None]
+    if full and x.ndim == 5 and x.shape[2] < DEPTH:
+        x = F.interpolate(x, (DEPTH, *x.shape[3:]), mode="trilinear", align_corners=False)
     axes = tuple(range(1, x.ndim))
     return (x - x.mean(axes, keepdim=True)) / x.std(axes, keepdim=True).clamp(min=1e-3)
 
@@ -89,7 +93,7 @@ def fit(images: np.ndarray, y: np.ndarray, weights: np.ndarray, steps: int, seed
     """
     if set(np.unique(y)) != {0, 1}:
         raise ValueError(f"training needs both labels, got {sorted(set(np.unique(y).tolist()))}")
-    x, goal = prepare(images), torch.from_numpy(np.asarray(y, dtype=np.float32))
+    x, goal = prepare(images, full), torch.from_numpy(np.asarray(y, dtype=np.float32))
     share = torch.from_numpy(weights / weights.sum())
     positive = float(share[goal == 1].sum())
     generator = torch.Generator().manual_seed(seed)
@@ -114,9 +118,9 @@ def fit(images: np.ndarray, y: np.ndarray, weights: np.ndarray, steps: int, seed
 
 
 @torch.no_grad()
-def predict(net: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray:
+def predict(net: nn.Module, images: np.ndarray, full: bool = False, batch: int = 64) -> np.ndarray:
     """P(heart failure) of images as in `prepare`, float64 [n]."""
-    parts = [net(prepare(images[i : i + batch]))[:, 0].sigmoid() for i in range(0, len(images), batch)]
+    parts = [net(prepare(images[i : i + batch], full))[:, 0].sigmoid() for i in range(0, len(images), batch)]
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
 
 
@@ -203,7 +207,7 @@ def carry_out(run: Run, studies: Studies, found: Sequence[Fold], synthetic: Mapp
                 who = getattr(fold, part)
                 truth = studies.table[f"y_{label}"].to_numpy()[who]
                 rows.append(pd.DataFrame({"fold": fold.number, "part": part, "row": who, "y": truth,
-                                          "p": predict(net, images[who])}))  # fmt: skip
+                                          "p": predict(net, images[who], full)}))  # fmt: skip
         out = pd.concat(rows, ignore_index=True)
         record.write_text(target / "predictions.csv", out.to_csv(index=False, float_format="%.8g"))
         made.outputs = [target / "predictions.csv"]

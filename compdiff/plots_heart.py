@@ -61,7 +61,7 @@ def faithfulness(generation: pd.DataFrame, title: str) -> Figure:
         ax.errorbar(kid["value"], dice["value"], xerr=error(kid), yerr=error(dice), fmt=MARKERS[i], color=PALETTE[i],
                     label=METHODS[method], capsize=2)  # fmt: skip
     ax.set(xlabel="KID to real test images (lower is closer)", ylabel="Dice, asked for against found", title=title)
-    ax.set_xscale("symlog", linthresh=0.01)
+    ax.set_xscale("symlog", linthresh=1)
     ax.axhline(0.7, color=GREY, linestyle=":", linewidth=0.8)
     ax.legend(loc="best")
     return fig
@@ -94,7 +94,8 @@ def matrices(matrix: pd.DataFrame, title: str) -> Figure:
 @styled
 def by_group(rates: pd.DataFrame, name: str, attributes: Sequence[str], title: str) -> Figure:
     """Rates of every group with intervals, one colour per source and sampling; open where a group is too small."""
-    mine = rates[(rates["input"] == name) & rates["group_kind"].isin(["overall", *attributes])]
+    mine = rates[(rates["input"] == name) & rates["metric"].isin(SHOWN_RATES)]
+    mine = mine[mine["group_kind"].isin(["overall", *attributes])]
     groups = list(dict.fromkeys(zip(mine["group_kind"], mine["group"], strict=True)))
     configurations = list(dict.fromkeys(zip(mine["source"], mine["sampling"], strict=True)))
     fig = figure(PAGE, 0.9 + 1.25 * len(SHOWN_RATES))

@@ -93,6 +93,11 @@ def test_too_few_folds_or_patients_are_refused(phantoms):
             cardiac_cohorts.folds(phantoms.table, LABEL, k, ("sex",), seed=0)
 
 
+def test_who_may_be_shown():
+    names = ("cardiac", "sunnybrook", "biobank", "no such manifest")
+    assert [cardiac_cohorts.access(n) for n in names] == ["generated", "open", "credentialed", "credentialed"]
+
+
 def test_real_data_without_a_folder_say_where_to_get_it():
     with pytest.raises(DataError, match="DATA_ROOT"):
         cardiac_cohorts.studies("sunnybrook", "", config.settings("smoke", "sunnybrook"))

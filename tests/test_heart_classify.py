@@ -59,6 +59,13 @@ def test_brightness_and_contrast_do_not_reach_the_network():
     assert heart_classify.prepare(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 3, 16, 16)
 
 
+def test_the_papers_network_takes_a_short_series():
+    x = heart_classify.prepare(np.random.default_rng(0).integers(0, 255, (2, 8, 32, 32), dtype=np.uint8), full=True)
+    net = heart_classify.build(3, 1, full=True).eval()
+    with torch.no_grad():
+        assert x.shape == (2, 1, 32, 32, 32) and net(x).shape == (2, 1)
+
+
 def test_it_learns_what_can_be_seen():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 48)
