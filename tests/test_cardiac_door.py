@@ -2,7 +2,7 @@
 
 import pytest
 
-from compdiff import request, run, stages
+from compdiff import config, request, run, stages
 from compdiff.cardiac_manifest import FOLDER
 
 HEART = ["09_cardiac_generation", "10_cardiac_fairness"]
@@ -59,3 +59,18 @@ def test_the_content_of_the_data_folder_is_an_input(tmp_path):
     after = first.inputs({})
     assert {k for k in before if before[k] != after[k]} == {"DATA_ROOT's content"}
     assert "DATA_ROOT's content" not in second.inputs({}), "it reads what the first made, and that counts"
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+@pytest.mark.parametrize("dataset", config.HEARTS)
+def test_cardiac_presets_are_valid(profile, dataset):
+    c = config.settings(profile, dataset)
+    assert c.sample.solver == "ddim" and c.heart.folds >= 3 and c.heart.repeats >= 2
+    assert profile == "paper" or (c.base_model.vae_steps and c.base_model.unet_steps), "the shipped base knows no heart"
+
+
+def test_paper_numbers_of_the_cardiac_study():
+    c = config.settings("paper", "cardiac")
+    assert (c.train.lr, c.train.batch, c.train.microbatch, c.train.precision) == (1e-5, 2, 1, "no")
+    assert (c.sample.sample_steps, c.heart.copy_guidance, c.heart.random_guidance) == (20, 4, 9)
+    assert (c.heart.weight_clip, c.heart.folds, c.heart.repeats, c.heart.fid_repeats) == (20, 5, 8, 4)
