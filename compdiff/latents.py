@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compdiff import record
 from compdiff.datasets import SPLITS, Data
+from compdiff.devices import on_accelerator
 from compdiff.diffusion import Diffusion
 
 
@@ -67,6 +68,6 @@ def read(folder: Path, data: Data, base: Diffusion, base_sha256: str, split: str
     rows = data.rows(split)
     text = base.tokenize([*data.prompts(rows, named), ""])
     if frozen_text:
-        with torch.no_grad():
-            text = torch.cat([base.text_encoder(part.to(base.text_encoder.device))[0].cpu() for part in text.split(256)])
+        with torch.no_grad(), on_accelerator(base.text_encoder) as device:
+            text = torch.cat([base.text_encoder(part.to(device))[0].cpu() for part in text.split(256)])
     return Latents(moments, text[:-1], torch.from_numpy(data.attributes(rows)), text[-1])

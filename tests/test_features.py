@@ -134,3 +134,10 @@ def test_absent_weights_say_what_to_do(monkeypatch):
     assert error.value.remedy == weights.entries()["lite0"].remedy
     with pytest.raises(ValueError, match="unknown extractor 'vgg'"):
         features.extract(pattern(), "vgg")
+
+
+def test_a_column_names_the_input_size_where_it_is_not_the_extractors_own():
+    assert [features.column("lite0", s) for s in (0, 96, 224, 299)] == ["lite0", "lite0@96", "lite0", "lite0@299"]
+    assert features.column("inception", 299) == "inception"
+    with pytest.raises(ValueError, match="unknown extractor"):
+        features.column("vgg", 96)

@@ -19,9 +19,9 @@ from compdiff import config, execute, methods, paths, sources, stages
 
 # Imports point to the same row or to one above it (tests/test_project.py is where a new module is declared).
 LAYERS = {
-    "ground": {"paths", "config", "attributes", "record", "sources"},
+    "ground": {"paths", "config", "attributes", "record", "sources", "devices"},
     "data": {
-        "phantoms", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
+        "raster", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
         "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views", "cardiac_files",
         "cardiac_cohorts",
     },
@@ -29,8 +29,8 @@ LAYERS = {
     "run": {"train", "methods", "base", "strategies", "sample", "cardiac_models", "augment"},
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
-        "fairness", "networks", "classify", "downstream", "evaluate", "alignment", "outcomes", "comparisons", "galleries",
-        "frames", "published", "tables", "rendering", "report", "readme",
+        "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "outcomes", "comparisons",
+        "galleries", "frames", "published", "tables", "rendering", "unseen", "report", "readme",
         "plots", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
         "segment", "faithful", "heart_classify", "heart_fairness", "heart_report", "plots_heart",
     },
