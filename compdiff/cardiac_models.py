@@ -1,8 +1,8 @@
-"""The generators of a cardiac experiment: a base adapted to stacked frames, and what is trained from it.
+"""The generators of a cardiac experiment: a base adapted to stacked frames, and the ControlNet branch on top of it.
 
-text: the base alone, prompts with all attributes, UNet and text encoder trained; it never sees a mask. control: the
-same base locked, a ControlNet branch trained on masks, with an HCN token beside them if asked for. Both start from
-the same adapted base and see the same batches of the one training loop.
+text: the adapted base alone, prompts with all attributes; it never sees a mask (the unconditioned model). control: the
+same base, locked unless asked otherwise, steered by a branch that reads masks, with an HCN token beside them if asked
+for. So the two differ in the branch and in nothing else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,9 +28,8 @@ from compdiff.interfaces import Conditioner, NoConditioner, NoReweighter
 from compdiff.latents import Latents
 from compdiff.methods import build_conditioner
 
-# What is trained besides the conditioner; for "control" nothing of the base.
-TRAINED: Mapping[str, tuple[str, ...]] = {"text": ("unet", "text_encoder"), "control": ()}
-DENOISERS = {"text": Denoiser, "control": ControlDenoiser}
+METHODS = ("text", "control")
+LEARNT = ("unet", "text_encoder")  # of the base: when it is adapted, and in a run that does not lock it
 SHIFT, TURN, ZOOM = 0.06, 12.0, 0.10  # limits of `varied`: share of the side, degrees, share of the scale
 
 
@@ -94,7 +92,7 @@ def adapt(studies: Studies, rows: np.ndarray, valid: np.ndarray, config: Config,
     source = controlnet.stacked(diffusion.load(c.base, c.revision, c.base_sha256))
     images = studies.images("stacked", config.data.size, rows)
     masks = studies.masks("stacked", config.data.size, rows)
-    run = replace(config, train=replace(config.train, steps=c.unet_steps, trained=TRAINED["text"], lora_rank=0))
+    run = replace(config, train=replace(config.train, steps=c.unet_steps, trained=LEARNT, lora_rank=0))
     made_of = {
         "pictures": hashlib.sha256(images.tobytes() + masks.tobytes()).hexdigest(),
         "prompts": np.array(studies.prompts())[rows].tolist(),
@@ -139,9 +137,9 @@ def load_base(folder: Path, config: Config) -> tuple[StackedDiffusion, str]:
 
 
 # --- the models -------------------------------------------------------------------------------------------------------
-def conditioner(method: str, studies: Studies, d_ctx: int, config: Config, seed: int) -> Conditioner:
-    """The HCN over all attributes where the setting `token` asks for it (control only), else none."""
-    if method != "control" or not config.heart.token:
+def conditioner(studies: Studies, d_ctx: int, config: Config, seed: int) -> Conditioner:
+    """The HCN over all attributes where the setting `token` asks for it, else none."""
+    if not config.heart.token:
         return NoConditioner(d_ctx)
     torch.manual_seed(seed)
     age = studies.schema.names.index("age") if "age" in studies.schema.names else None
@@ -153,27 +151,33 @@ def named(method: str, config: Config) -> tuple[str, ...] | None:
     return () if method == "control" and config.heart.token else None
 
 
-def _settings(method: str, config: Config) -> Config:
-    return replace(config, train=replace(config.train, trained=TRAINED[method]))
+def _settings(config: Config) -> Config:
+    return replace(config, train=replace(config.train, trained=() if config.heart.locked else LEARNT))
 
 
-def fit(method: str, studies: Studies, rows: np.ndarray, valid: np.ndarray, base_folder: Path, folder: Path,
-        config: Config, seed: int) -> pd.DataFrame:  # fmt: skip
-    """Train `method` (text or control) from the adapted base on the patients `rows`, by the one loop; its log."""
+def fit(studies: Studies, rows: np.ndarray, valid: np.ndarray, base_folder: Path, folder: Path, config: Config,
+        seed: int) -> pd.DataFrame:  # fmt: skip
+    """Train the branch on masks and pictures of the patients `rows`, by the one loop; its log."""
     base, sha256 = load_base(base_folder, config)
-    said = named(method, config)
+    said = named("control", config)
     data = [latents(base, studies, part, config, seed, t, said) for part, t in ((rows, True), (valid, False))]
-    data = data if method == "control" else [plain(part) for part in data]
-    heads = conditioner(method, studies, base.d_ctx, config, seed)
-    return train.run(_settings(method, config), base, sha256, *data, heads, NoReweighter(), folder, None, seed,
-                     denoiser=DENOISERS[method])  # fmt: skip
+    heads = conditioner(studies, base.d_ctx, config, seed)
+    return train.run(_settings(config), base, sha256, *data, heads, NoReweighter(), folder, None, seed,
+                     denoiser=ControlDenoiser)  # fmt: skip
 
 
 def restore(method: str, studies: Studies, base_folder: Path, folder: Path, config: Config
             ) -> tuple[Denoiser, StackedDiffusion, str]:  # fmt: skip
-    """The trained model in evaluation mode, its base, and the sha256 of the weights."""
-    base, _ = load_base(base_folder, config)
-    model = DENOISERS[method](base, conditioner(method, studies, base.d_ctx, config, 0))
+    """A model in evaluation mode, its base, and the sha256 of its weights. folder: of the branch; `text` reads none.
+
+    ValueError for an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    base, sha256 = load_base(base_folder, config)
+    if method == "text":
+        return Denoiser(base, NoConditioner(base.d_ctx)).eval(), base, sha256
+    model = ControlDenoiser(base, conditioner(studies, base.d_ctx, config, 0))
     weights = folder / "weights.safetensors"
-    train.load_weights(model, diffusion.trainable(model, _settings(method, config).train), weights)
+    train.load_weights(model, diffusion.trainable(model, _settings(config).train), weights)
     return model, base, record.sha256_file(weights)

@@ -126,6 +126,7 @@ class HeartConfig:
     folds: int = 5  # by patient
     variants: int = 4  # shifted, turned and scaled pictures that a generator sees of each patient
     weight_clip: float = 20.0  # of the generator's row weights; 5 in the paper's copied set
+    locked: bool = True  # the base beneath the ControlNet branch stays as it is
     token: bool = False  # HCN token beside the mask
     copy_guidance: float = 4.0
     random_guidance: float = 9.0
@@ -183,7 +184,7 @@ DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
 HEARTS = ("cardiac", "sunnybrook", "biobank", "heart_folder")
 HEART_PRESETS: dict[str, dict[str, object]] = {
     "smoke": dict(vae_steps=2, unet_steps=2, solver="ddim", batch=8, microbatch=8),
-    "demo": dict(vae_steps=600, unet_steps=400, steps=1200, batch=16, microbatch=16, lr=1e-3, solver="ddim",
+    "demo": dict(vae_steps=600, unet_steps=1500, steps=1500, batch=16, microbatch=16, lr=1e-3, solver="ddim",
                  copy_guidance=1.5, random_guidance=2.0),
     "paper": dict(batch=2, microbatch=1, lr=1e-5, precision="no", gradient_checkpointing=False, solver="ddim",
                   sample_steps=20, variants=1, set_size=10_000, test_hearts=1_000, hearts=4_000, segment_steps=4_000,
@@ -192,7 +193,7 @@ HEART_PRESETS: dict[str, dict[str, object]] = {
 DATASET_PRESETS |= {(profile, name): preset for profile, preset in HEART_PRESETS.items() for name in HEARTS}
 # Forty-five patients, and a generator for each fold: a third of the steps each.
 DATASET_PRESETS["demo", "sunnybrook"] = HEART_PRESETS["demo"] | dict(
-    vae_steps=300, unet_steps=200, steps=400, variants=12, set_size=120, segment_steps=250, classifier_steps=60
+    vae_steps=300, unet_steps=500, steps=500, variants=12, set_size=120, segment_steps=250, classifier_steps=60
 )
 
 # Training recipes at paper scale (method section 2), applied with `recipe=`. The seed (42 in both) is a parameter of the run.

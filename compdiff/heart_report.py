@@ -15,7 +15,7 @@ from compdiff.rendering import DAGGER, number, said
 
 TITLES = {"cine": "cine (2D+t)", "four_chamber": "four-chamber cine", "volume": "volume (3D)",
           "slice": "single slice (ED)", "frame": "single frame (ES)", "stacked": "stacked ED/ES"}  # fmt: skip
-METHODS = {"real_test": "real test images", "text": "text only (unconditioned)", "control": "ControlNet",
+METHODS = {"real_test": "real test images", "text": "the base alone (unconditioned)", "control": "ControlNet",
            "pasted": "pasted mask (control)"}  # fmt: skip
 GATE = 0.7  # Dice that was declared before the run
 NOTES = (

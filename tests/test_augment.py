@@ -16,7 +16,7 @@ DIALS = dict(size=32, steps=3, lr=1e-2, validate_every=1.0, vae_steps=2, unet_st
 
 
 class World:
-    """A tiny base on the disk, phantoms, one fold, and a generator of each kind, trained for two steps."""
+    """A tiny base on the disk, phantoms, one fold, and a branch trained for three steps."""
 
     def __init__(self, root):
         self.root = root
@@ -26,12 +26,15 @@ class World:
         self.fold = cardiac_cohorts.folds(self.studies.table, LABEL, 3, ("sex",), seed=0)[0]
         self.base = root / "base"
         cardiac_models.adapt(self.studies, self.fold.train, self.fold.val, self.config, self.base)
-        for method in cardiac_models.TRAINED:
-            self.fit(method, self.config)
+        self.fit(self.config, "control")
 
-    def fit(self, method, c, name=""):
-        where = self.root / "train" / f"{method}{name}"
-        return cardiac_models.fit(method, self.studies, self.fold.train, self.fold.val, self.base, where, c, seed=0)
+    def fit(self, c, name):
+        where = self.root / "train" / name
+        return cardiac_models.fit(self.studies, self.fold.train, self.fold.val, self.base, where, c, seed=0)
+
+    def restore(self, name, c=None):
+        where = self.root / "train" / name
+        return cardiac_models.restore(name.split("_")[0], self.studies, self.base, where, c or self.config)
 
     def generate(self, method, name, folder, c=None):
         places = (self.base, self.root / "train" / method)
@@ -60,26 +63,30 @@ def test_a_grey_base_without_adaptation_is_refused(world):
         cardiac_models.load_base(world.base, c)
 
 
-def test_only_text_changes_the_base(world):
+def same_base(world, made):
     fresh, _ = cardiac_models.load_base(world.base, world.config)
-    for method, same in (("control", True), ("text", False)):
-        model, made, _ = cardiac_models.restore(
-            method, world.studies, world.base, world.root / "train" / method, world.config
-        )
-        pairs = zip(fresh.unet.parameters(), made.unet.parameters(), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs) == same
-    where = world.root / "train" / "control"
-    control, _, _ = cardiac_models.restore("control", world.studies, world.base, where, world.config)
+    return all(torch.equal(a, b) for a, b in zip(fresh.unet.parameters(), made.unet.parameters(), strict=True))
+
+
+def test_the_base_is_locked_unless_asked_otherwise(world):
+    control, made, _ = world.restore("control")
+    assert same_base(world, made)
     assert any(z.weight.any() for z in control.control.controlnet_down_blocks), "the branch has learnt"
+    free = replace(world.config, heart=replace(world.config.heart, locked=False))
+    world.fit(free, "control_free")
+    assert not same_base(world, world.restore("control_free", free)[1])
+    text, made, sha256 = world.restore("text")
+    assert same_base(world, made) and not hasattr(text, "control"), "the unconditioned model is that base"
+    with pytest.raises(ValueError, match="unknown method"):
+        world.restore("diffusion")
 
 
 def test_the_token_goes_with_the_mask_and_takes_the_words_place(world):
     c = replace(world.config, heart=replace(world.config.heart, token=True))
     assert cardiac_models.named("control", c) == () and cardiac_models.named("text", c) is None
-    log = world.fit("control", c, "_token")
+    log = world.fit(c, "control_token")
     assert np.isfinite(log["loss"]).all() and "kl" in "".join(log.columns).lower()
-    where = world.root / "train" / "control_token"
-    model, _, _ = cardiac_models.restore("control", world.studies, world.base, where, c)
+    model, _, _ = world.restore("control_token", c)
     assert model.conditioner.n_tokens == 1
 
 
