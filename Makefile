@@ -20,6 +20,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  make paper DATASETS=nih DATA_ROOT=<folder>    real data instead of phantoms'
+	@echo '  make paper DATASETS=cardiac                   cardiac MRI phantoms; with DATA_ROOT=<folder>: Sunnybrook'
 	@echo '  make paper SEEDS="0 1 2" STEPS=500            any setting of compdiff/config.py, in capitals'
 	@echo '  PYTHON=<python> PIP_ARGS=<for pip>            which Python makes .venv, and how pip installs'
 	@echo '  VENV=<folder>   or   VENV=                    another environment; empty = PYTHON as it is, install nothing'

@@ -140,7 +140,9 @@ def _attributes(raw: object, problems: Problems) -> dict[str, AttributeColumn]:
     out = {}
     if not isinstance(raw, dict) or len(raw) < 2 or "age" not in raw:
         problems.add(
-            "key attributes", "is not a mapping of age and at least one more", "see data_manifests/cardiac/folder.yaml"
+            "key attributes",
+            "is not a mapping of age and at least one more",
+            "see data_manifests/cardiac/heart_folder.yaml",
         )
         return {}
     for name, entry in raw.items():
@@ -189,5 +191,5 @@ def _labels(raw: object, problems: Problems) -> dict[str, LabelColumns]:
             continue
         out[name] = LabelColumns(**{k: tuple(entry.get(k, ())) for k in ("headers", "positive", "negative", "codes")})
     if not out:
-        problems.add("key labels", "names no disease", "see data_manifests/cardiac/folder.yaml")
+        problems.add("key labels", "names no disease", "see data_manifests/cardiac/heart_folder.yaml")
     return out

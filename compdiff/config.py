@@ -119,6 +119,34 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
+class HeartConfig:
+    """09-10. Cardiac MRI (method section 5)."""
+
+    hearts: int = 240  # phantoms only: training patients
+    test_hearts: int = 240  # phantoms only: test patients, even over age, sex and BMI
+    prevalence: float = 0.25  # phantoms only: share of heart failure among training patients
+    disease: str = ""  # the label to predict, where a source knows several; empty: its first
+    folds: int = 5  # by patient
+    variants: int = 4  # shifted, turned and scaled pictures that a generator sees of each patient
+    weight_clip: float = 20.0  # of the generator's row weights; 5 in the paper's copied set
+    locked: bool = True  # the base beneath the ControlNet branch stays as it is
+    token: bool = False  # HCN token beside the mask
+    copy_guidance: float = 4.0
+    random_guidance: float = 9.0
+    negative_prompt: bool = True  # random set: away from the opposite label instead of the empty prompt
+    sensitive: tuple[str, ...] = ("sex",)  # attributes by which sets are balanced and sampling is weighted
+    augment_with: str = "copy"  # the set that classifiers train on: copy | random
+    set_size: int = 240  # images of a synthetic set, even over sensitive groups and label
+    segment_steps: int = 400
+    fid_repeats: int = 4
+    train_prevalence: float = 0.0  # of the disease among real images that classifiers train on; 0 = as found
+    repeats: int = 8  # classifiers of the stacked input that differ in seed
+    other_repeats: int = 2  # of the other inputs
+    classifier_steps: int = 150  # of batch 16, whatever the training images
+    classifier_clip: float = 1.0  # of the sampling weights by sensitive group
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run depends on besides its data."""
 
@@ -130,12 +158,15 @@ class Config:
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
     judges: JudgeConfig = field(default_factory=JudgeConfig)
+    heart: HeartConfig = field(default_factory=HeartConfig)
 
 
 # --- the table of presets: profile -> what differs from the defaults above (which are the demo's) -------------
 PROFILES: dict[str, dict[str, object]] = {
     "smoke": dict(train_n=96, val_n=24, test_per_cell=2, steps=6, batch=16, microbatch=16, sample_steps=4,
-                  balanced_per_cell=1, resamples=20, judge_epochs=1, downstream_epochs=1, feature_size=64, time_window=2),
+                  balanced_per_cell=1, resamples=20, judge_epochs=1, downstream_epochs=1, feature_size=64, time_window=2,
+                  hearts=24, test_hearts=24, folds=3, variants=1, set_size=8, segment_steps=20, fid_repeats=2,
+                  repeats=2, other_repeats=1, classifier_steps=3),
     # A fiftieth of the paper's steps: at the paper's KL weight the posterior stays near N(0, 1), and the token that the
     # UNet is trained on (mu + sigma eps, then LayerNorm) differs in size from the one it is sampled with (mu).
     "demo": dict(kl_weight=1e-5),
@@ -151,6 +182,22 @@ DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
     ("demo", "nih"): dict(vae_steps=600, unet_steps=600),
     ("smoke", "nih"): dict(vae_steps=2, unet_steps=2),
 }
+
+# Cardiac: the shipped base knows no heart and its VAE no colour, so it is adapted. Paper: batch 1, accumulated twice.
+HEARTS = ("cardiac", "sunnybrook", "biobank", "heart_folder")
+HEART_PRESETS: dict[str, dict[str, object]] = {
+    "smoke": dict(vae_steps=2, unet_steps=2, solver="ddim", batch=8, microbatch=8),
+    "demo": dict(vae_steps=600, unet_steps=1500, steps=1500, batch=16, microbatch=16, lr=1e-3, solver="ddim",
+                 copy_guidance=1.5, random_guidance=2.0),
+    "paper": dict(batch=2, microbatch=1, lr=1e-5, precision="no", gradient_checkpointing=False, solver="ddim",
+                  sample_steps=20, variants=1, set_size=10_000, test_hearts=1_000, hearts=4_000, segment_steps=4_000,
+                  classifier_steps=10_000),
+}  # fmt: skip
+DATASET_PRESETS |= {(profile, name): preset for profile, preset in HEART_PRESETS.items() for name in HEARTS}
+# Forty-five patients, and a generator for each fold: a third of the steps each.
+DATASET_PRESETS["demo", "sunnybrook"] = HEART_PRESETS["demo"] | dict(
+    vae_steps=300, unet_steps=500, steps=500, variants=12, set_size=120, segment_steps=250, classifier_steps=60
+)
 
 SEEDS: dict[str, int] = {"smoke": 0, "demo": 0, "paper": 42}  # of a run that names none; 42 is the papers'
 

@@ -67,7 +67,15 @@ def to_picture(masks: np.ndarray | Tensor, classes: Sequence[int] = (1, 2, 3)) -
 # --- pictures with three channels -------------------------------------------------------------------------------------
 @dataclass
 class StackedDiffusion(Diffusion):
-    """A base whose decoder returns colour channels: uint8 [B, S, S, 3] instead of grey [B, S, S]."""
+    """A base whose decoder returns colour channels: uint8 [B, S, S, 3] instead of grey [B, S, S].
+
+    `negative`: a prompt that stands wherever the empty one would; guidance then leads away from what it says.
+    """
+
+    negative: str = ""
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        return super().tokenize([prompt or self.negative for prompt in prompts])
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 64) -> np.ndarray:

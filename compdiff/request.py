@@ -12,7 +12,7 @@ from compdiff import config, paths
 VARIABLES = {
     "PROFILE": "smoke | demo | paper",
     "DATASETS": 'names of manifests, "chest fundus"; smoke: chest',
-    "DATA_ROOT": "folder of a real dataset",
+    "DATA_ROOT": "folder of a real dataset; DATASETS=cardiac becomes sunnybrook with it",
     "SEEDS": 'training seeds, "0 1 2"',
     "RUNS": "folder for everything heavy, runs/",
     "METHODS": "which methods, the five main ones",
@@ -21,6 +21,7 @@ VARIABLES = {
     "STAGES": "only these notebooks and what they need",
     "RECIPE": " | ".join(config.RECIPES),
 }
+REAL = {"cardiac": "sunnybrook"}  # phantoms -> the open data of their kind, where a data folder is given
 FOR_MAKE = ("PYTHON", "PIP_ARGS", "VENV")
 
 
@@ -70,9 +71,11 @@ def parse(words: Sequence[str], profile: str) -> Request:
     default = Request()
     profile = given.get("PROFILE") or profile
     datasets = ("chest",) if profile == "smoke" else default.datasets
+    asked = given.get("DATASETS", "").split()
+    asked = [REAL.get(name, name) for name in asked] if given.get("DATA_ROOT") else asked
     return Request(
         profile=profile,
-        datasets=tuple(dict.fromkeys(given.get("DATASETS", "").split())) or datasets,
+        datasets=tuple(dict.fromkeys(asked)) or datasets,
         seeds=tuple(dict.fromkeys(int(s) for s in given.get("SEEDS", "").split())) or (config.SEEDS.get(profile, 0),),
         methods=tuple(given.get("METHODS", "").split()), ablation=ablation == "1",
         strategies=tuple(given.get("STRATEGIES", "").split()), stages=tuple(given.get("STAGES", "").split()),

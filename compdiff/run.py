@@ -45,6 +45,9 @@ def check_names(project: Project, request: Request) -> None:
                 config.settings(request.profile, dataset, method, **request.overrides)
         strategies.chosen(request.strategies)
         needed(project, request.stages)
+        have = {step.dataset for step in steps(project, request)}
+        if idle := [d for d in request.datasets if d not in have]:
+            raise ValueError(f"none of the stages {', '.join(request.stages)} is one of {idle[0]}'s")
     except ValueError as error:
         raise Refused(str(error)) from None
 

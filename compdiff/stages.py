@@ -32,6 +32,7 @@ class Stage:
     files: tuple[str, ...] = ()  # files of the repository that it reads
     beside: tuple[str, ...] = ()  # files of other runs that it reads, below RUNS; {profile} and every {seed} filled in
     to_figures: bool = False  # writes below the figures folder instead of the run folder
+    family: str = ""  # of the datasets that it is for: the folder of data_manifests/ that holds their manifests
 
 
 BASE = ("compdiff/tiny_base/**/*",)
@@ -84,6 +85,22 @@ STAGES: tuple[Stage, ...] = (
         beside=("dial*/{profile}/{dataset}/data/index.json",
                 "dial*/{profile}/{dataset}/seed{seed}/results/06_metrics.csv"),
     ),
+    Stage(
+        "09_cardiac_generation", "seed", (), files=BASE, loads=("hcn",),
+        settings=("data", "base_model", "train", "hcn", "sample", "evaluate", "heart"),
+        parameters=("dataset", "profile", "seed", "data_root", "runs", "overrides"),
+        outputs=("seed{seed}/folds.csv", "seed{seed}/train/*/*/weights.safetensors", "seed{seed}/train/*/*/log.csv",
+                 "seed{seed}/generated/*/*/*/samples.csv", "seed{seed}/generated/*/*/*/images/",
+                 "seed{seed}/results/09_cardiac.csv", "seed{seed}/results/09_fid.csv"),
+        may_write=("seed{seed}/base/*/**/*",),
+        family="cardiac",
+    ),
+    Stage(
+        "10_cardiac_fairness", "seeds", ("09_cardiac_generation",), settings=("data", "evaluate", "heart"),
+        parameters=("dataset", "profile", "seeds", "data_root", "runs", "overrides", "figures"),
+        outputs=("fairness.csv", "report.md", "*.csv", "*.md", "*.tex", "*.svg", "*.png"), to_figures=True,
+        family="cardiac",
+    ),
 )  # fmt: skip
 
 
@@ -100,11 +117,19 @@ class Project:
 
     def manifest(self, dataset: str) -> dict:
         """The dataset's manifest. ValueError for a name that has none."""
-        file = self.manifests / f"{dataset}.yaml"
-        if dataset == "weights" or not file.is_file():  # weights.yaml lists judges
-            known = ", ".join(sorted(f.stem for f in self.manifests.glob("*.yaml") if f.stem != "weights"))
-            raise ValueError(f"unknown dataset {dataset!r}; known: {known}")
-        return yaml.safe_load(file.read_text())
+        return yaml.safe_load(self._manifest_file(dataset).read_text())
+
+    def family(self, dataset: str) -> str:
+        """Folder of manifests that holds the dataset's, "" for that of images. ValueError for an unknown name."""
+        folder = self._manifest_file(dataset).parent
+        return "" if folder == self.manifests else folder.name
+
+    def _manifest_file(self, dataset: str) -> Path:
+        found = {f.stem: f for pattern in ("*/*.yaml", "*.yaml") for f in sorted(self.manifests.glob(pattern))}
+        found.pop("weights", None)  # weights.yaml lists judges
+        if dataset not in found:
+            raise ValueError(f"unknown dataset {dataset!r}; known: {', '.join(sorted(found))}")
+        return found[dataset]
 
 
 PROJECT = Project()
@@ -197,7 +222,7 @@ class Step:
         files = sorted({f for pattern in self.stage.files for f in p.root.glob(pattern) if f.is_file()})
         found |= {f"file {f.relative_to(p.root).as_posix()}": record.sha256_file(f) for f in files}
         found |= {f"other run {name}": record.sha256_file(f) for name, f in self.beside().items()}
-        if sent.get("data_root") and self.stage.scope == "dataset":
+        if sent.get("data_root") and not self.stage.after:
             found["DATA_ROOT's content"] = folder_summary(p.root / str(sent["data_root"]))
         if (base := found.get("setting base")) and (p.root / Path(str(base)).expanduser()).is_dir():
             found["base model's files"] = files_summary(p.root / Path(str(base)).expanduser())
@@ -268,11 +293,13 @@ def steps(project: Project, request: Request) -> Iterator[Step]:
     """Every step of a request in order: dataset by dataset, stage by stage within a seed."""
     wanted = needed(project, request.stages)
     for dataset in request.datasets:
+        family = project.family(dataset)
         each = [("seed", (seed,)) for seed in request.seeds]
         for scope, seeds in (("dataset", request.seeds), *each, ("seeds", request.seeds)):
             for stage in project.stages:
                 step = Step(project, request, stage, dataset, seeds)
-                if stage.scope == scope and stage.name in wanted and (step.methods or not stage.trains):
+                fits = stage.family == family and (step.methods or not stage.trains)
+                if stage.scope == scope and stage.name in wanted and fits:
                     yield step
 
 

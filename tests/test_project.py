@@ -21,19 +21,20 @@ from compdiff import config, execute, methods, paths, sources, stages
 LAYERS = {
     "ground": {"paths", "config", "attributes", "record", "sources", "devices", "budget"},
     "data": {
-        "raster", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
-        "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views", "cardiac_files",
+        "raster", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters",
+        "cohorts", "shards", "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views", "cardiac_files",
+        "cardiac_cohorts",
     },
     "model": {
         "interfaces", "auxiliary", "diffusion", "optim", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet",
     },
-    "run": {"checkpoint", "train", "methods", "base", "strategies", "sample", "export"},
+    "run": {"checkpoint", "train", "methods", "base", "strategies", "sample", "export", "cardiac_models", "augment"},
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "outcomes", "comparisons",
         "galleries", "frames", "published", "tables", "rendering", "unseen", "report", "readme",
         "plots", "plots_data", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
-        "segment",
+        "segment", "faithful", "heart_classify", "heart_fairness", "heart_report", "plots_heart",
     },
     "door": {"request", "stages", "execute", "run", "launch"},
 }  # fmt: skip

@@ -1,0 +1,146 @@
+"""Classifiers of the five inputs: shapes, sources, repeats that differ, folds that keep patients apart."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from compdiff import cardiac, cardiac_cohorts, config, heart_classify
+from compdiff.heart_classify import Run, Synthetic
+from compdiff.problems import DataError
+
+LABEL = "heart failure"
+CONFIG = config.settings("smoke", "cardiac", hearts=30, test_hearts=10, prevalence=0.4, size=32)
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return cardiac_cohorts.studies("cardiac", "", CONFIG)
+
+
+@pytest.fixture(scope="module")
+def folds(studies):
+    return cardiac_cohorts.folds(studies.table, LABEL, 3, ("sex",), seed=0)
+
+
+@pytest.fixture(scope="module")
+def synthetic():
+    made = cardiac.phantom_studies(12, "made", seed=9, prevalence=0.5)
+    return {"all": Synthetic(made.table, made.images("stacked", 32))}
+
+
+def test_every_input_is_trained_and_what_cannot_be_is_named(studies):
+    todo, absent = heart_classify.runs(studies, CONFIG)
+    assert {r.input for r in todo} == set(cardiac.INPUTS)
+    assert {r.source for r in todo if r.input == "cine"} == {"real"} and "cine, synthetic" in absent
+    of = lambda name: sum(r.input == name and r.source == "real" and r.sampling == "weighted" for r in todo)  # noqa: E731
+    assert of("stacked") == CONFIG.heart.repeats and of("volume") == CONFIG.heart.other_repeats
+    less = replace(studies, missing={"cine": "no frames"})
+    todo, absent = heart_classify.runs(less, CONFIG)
+    assert "cine" not in {r.input for r in todo} and absent["cine"] == "no frames"
+
+
+@pytest.mark.parametrize("name, dims", [("stacked", 2), ("slice", 2), ("frame", 2), ("cine", 3), ("volume", 3)])
+def test_networks_of_every_input(studies, name, dims):
+    images, y = studies.images(name, 32, range(8)), np.array([0, 1] * 4)
+    net = heart_classify.fit(images, y, np.ones(8), 1, seed=0)
+    first = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d))
+    assert isinstance(first, torch.nn.Conv3d) == (dims == 3) and first.in_channels == (3 if name == "stacked" else 1)
+    p = heart_classify.predict(net, images, batch=3)
+    assert p.shape == (8,) and ((0 < p) & (p < 1)).all()
+
+
+def test_brightness_and_contrast_do_not_reach_the_network():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 100, (2, 16, 16), dtype=np.uint8)
+    torch.testing.assert_close(heart_classify.prepare(image), heart_classify.prepare(image * 2 + 20))
+    assert heart_classify.prepare(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 3, 16, 16)
+
+
+def test_the_papers_network_takes_a_short_series():
+    x = heart_classify.prepare(np.random.default_rng(0).integers(0, 255, (2, 8, 32, 32), dtype=np.uint8), full=True)
+    net = heart_classify.build(3, 1, full=True).eval()
+    with torch.no_grad():
+        assert x.shape == (2, 1, 32, 32, 32) and net(x).shape == (2, 1)
+
+
+def test_it_learns_what_can_be_seen():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 48)
+    images = rng.integers(0, 60, (48, 32, 32), dtype=np.uint8)
+    images[y == 1, 8:24, 8:24] += 120
+    net = heart_classify.fit(images[:32], y[:32], np.ones(32), 40, seed=0)
+    assert ((heart_classify.predict(net, images[32:]) > 0.5) == y[32:]).mean() > 0.9
+    with pytest.raises(ValueError, match="both labels"):
+        heart_classify.fit(images[y == 1], y[y == 1], np.ones((y == 1).sum()), 1, seed=0)
+
+
+def test_seeds_decide_everything_random():
+    images, y = np.random.default_rng(0).integers(0, 255, (8, 16, 16), dtype=np.uint8), np.array([0, 1] * 4)
+    state = torch.get_rng_state()
+    first, again, other = (heart_classify.predict(heart_classify.fit(images, y, np.ones(8), 3, s), images) for s in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.allclose(first, other) and torch.equal(state, torch.get_rng_state())
+
+
+def test_sources_hold_what_they_say(studies, folds, synthetic):
+    real = studies.images("frame", 32)
+    for source, n in (("real", len(folds[0].train)), ("synthetic", 12), ("real + synthetic", len(folds[0].train) + 12)):
+        x, table = heart_classify.training_images(studies, real, folds[0], synthetic, Run("frame", source, "as found", 0))
+        assert len(x) == n == len(table) and table[f"y_{LABEL}"].isin([0, 1]).all()
+    assert np.array_equal(x[-12:], synthetic["all"].images[..., 1]), "frame = ES"
+    assert np.array_equal(synthetic["all"].input("slice"), synthetic["all"].images[..., 0]), "slice = ED"
+    with pytest.raises(DataError, match="mid slice at ED and ES"):
+        synthetic["all"].input("cine")
+
+
+def test_prevalence_takes_the_largest_part_with_that_share():
+    y = np.r_[np.ones(30, int), np.zeros(70, int)]
+    for share, ones, zeros in ((0.0, 30, 70), (0.25, 23, 70), (0.1, 8, 70), (0.5, 30, 30)):
+        rows = heart_classify.at_prevalence(y, share, seed=0)
+        assert (y[rows].sum(), (y[rows] == 0).sum()) == (ones, zeros) and len(set(rows)) == len(rows)
+    assert np.array_equal(rows, heart_classify.at_prevalence(y, 0.5, seed=0))
+    with pytest.raises(ValueError, match="below 1"):
+        heart_classify.at_prevalence(y, 1.0, seed=0)
+
+
+def test_a_run_is_read_back_and_repeats_differ(studies, folds, synthetic, tmp_path):
+    images = studies.images("stacked", 32)
+
+    def go(run, made=synthetic, c=CONFIG):
+        return heart_classify.carry_out(run, studies, folds, made, images, tmp_path, c, seed=0)
+
+    run = Run("stacked", "real + synthetic", "weighted", 0)
+    first, file = go(run), tmp_path / run.folder / "predictions.csv"
+    stamp = file.stat().st_mtime_ns
+    assert go(run).equals(first) and file.stat().st_mtime_ns == stamp
+    assert set(first["part"]) == {"val", "test"} and set(first["fold"]) == {0}
+    repeat = go(replace(run, repeat=1))
+    assert set(repeat["fold"]) == {1} and not np.allclose(*(f[f["part"] == "test"]["p"] for f in (first, repeat)))
+    other = {"all": Synthetic(synthetic["all"].table, synthetic["all"].images[::-1])}
+    go(run, other)
+    assert file.stat().st_mtime_ns != stamp, "other synthetic images, another classifier"
+    real = replace(run, source="real")
+    go(real)
+    stamp = (tmp_path / real.folder / "predictions.csv").stat().st_mtime_ns
+    go(real, other)
+    assert (tmp_path / real.folder / "predictions.csv").stat().st_mtime_ns == stamp, "real images do not care"
+    rows, y, p = heart_classify.pooled([first, repeat])
+    assert len(rows) == 10 and p.shape == (2, 10) and np.array_equal(y, studies.table[f"y_{LABEL}"].to_numpy()[rows])
+
+
+def test_without_a_test_cohort_predictions_are_pooled_out_of_fold(tmp_path):
+    alone = cardiac.phantom_studies(18, "train", seed=0, prevalence=0.5)
+    folds = cardiac_cohorts.folds(alone.table, LABEL, 3, ("sex",), seed=0)
+    run = Run("slice", "real", "as found", 0)
+    found = heart_classify.carry_out(run, alone, folds, {}, alone.images("slice", 32), tmp_path, CONFIG, 0)
+    test = found[found["part"] == "test"]
+    assert sorted(test["row"]) == list(range(18)) and set(test["fold"]) == {0, 1, 2}
+    assert all(row in folds[f].test for f, row in zip(test["fold"], test["row"], strict=True))
+    rows, y, p = heart_classify.pooled([found])
+    assert rows.tolist() == list(range(18)) and p.shape == (1, 18)
+    with pytest.raises(ValueError, match="same patients"):
+        heart_classify.pooled([found, found[found["fold"] != 2]])
+    with pytest.raises(ValueError, match="same patients"):
+        heart_classify.pooled([pd.concat([found, found])])
