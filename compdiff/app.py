@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio would report to its makers; read when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio would report to its makers
 try:
     import gradio as gr
 except ModuleNotFoundError as error:
@@ -32,9 +32,12 @@ from compdiff.request import FOR_MAKE, Refused
 from compdiff.studio import Sampling, TrainedRun
 
 HOST = "127.0.0.1"
-WORDS = {"RUNS": "folder with the runs", "BASE": "folder of the base they were trained on",
-         "PORT": "of the page",
-         "DATA_ROOT": "folder of the real hearts that a run was trained on"}  # fmt: skip
+WORDS = {
+    "RUNS": "folder with the runs",
+    "BASE": "folder of the base that they were trained on",
+    "DATA_ROOT": "folder of the real hearts that they were trained on",
+    "PORT": "of the page",
+}
 ALWAYS = ("chest", "fundus")  # tabs that stand there without a run, too
 ONE_JOB = {"concurrency_id": "one job", "concurrency_limit": 1}
 MASK, TIMES = 64, 4  # pixels of a mask, and of each of them on the canvas
@@ -263,7 +266,7 @@ def main(words: Sequence[str]) -> int:
     """`NAME=value` words with the names of WORDS. Exit code: 0 ended by the user, 2 refused."""
     given = {name: value for name, _, value in (word.partition("=") for word in words)}
     port = given.get("PORT") or "0"
-    if not set(given) <= {*WORDS, *FOR_MAKE} or not port.isdecimal():
+    if not set(given) <= {*WORDS, *FOR_MAKE} or not port.isdecimal() or int(port) > 65535:
         known = "; ".join(f"{name}: {text}" for name, text in WORDS.items())
         print(f"compdiff: make app NAME=value ... with {known}", file=sys.stderr)
         return 2

@@ -109,6 +109,9 @@ def generate(
     except (FileNotFoundError, ValueError, RuntimeError):  # files, names or shapes differ
         raise Refused(f"the weights of {run.name} do not fit its settings: train it again") from None
     token = cardiac_models.named(METHOD, c) is not None
-    attributes = studies.schema.encode(row) if token else (0,) * len(studies.schema)
+    try:
+        attributes = studies.schema.encode(row) if token else (0,) * len(studies.schema)
+    except KeyError as error:
+        raise Refused(f"{run.name} asks for {error.args[0]}, which a phantom does not have") from None
     classes = cardiac_models.mask_classes(studies)
     yield from draw(model, base, mask, prompt, np.array(attributes), classes, sampling, c.sample, checkpoint)

@@ -132,7 +132,7 @@ def test_files_of_this_machine_are_not_served(served, path):
     assert refused.value.code in (403, 404)
 
 
-@pytest.mark.parametrize("words", [["PORT=many"], ["SHARE=1"], ["runs"]])
+@pytest.mark.parametrize("words", [["PORT=many"], ["PORT=65536"], ["SHARE=1"], ["runs"]])
 def test_unknown_words_are_refused(words, capsys):
     assert app.main(words) == 2 and "RUNS: folder" in capsys.readouterr().err
 
