@@ -22,8 +22,9 @@ def made(tmp_path_factory):
     model = controlnet.ControlDenoiser(base, NoConditioner(base.d_ctx), []).eval()
     with torch.no_grad():
         torch.manual_seed(0)
-        for block in model.control.controlnet_down_blocks:
-            torch.nn.init.normal_(block.weight, std=0.3)
+        for module in model.control.modules():  # branch and mask encoder end in convolutions that start at zero
+            if isinstance(module, torch.nn.Conv2d) and not module.weight.any():
+                torch.nn.init.normal_(module.weight, std=0.3)
         for name, weight in base.unet.named_parameters():  # an untrained UNet hardly listens to its prompt
             weight.mul_(10 if name.endswith("attn2.to_out.0.weight") else 3 if name == "conv_out.weight" else 1)
         base.vae.decoder.conv_out.weight.mul_(3)
