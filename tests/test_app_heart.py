@@ -122,10 +122,18 @@ def trained(request, tmp_path_factory):
 def test_a_trained_controlnet_is_found_and_draws(trained, examples):
     assert heart_studio.trained_runs(trained.runs, trained.base) == [trained]
     assert heart_studio.settings(trained).data.size == 32
-    drawn = list(heart_studio.generate(trained, examples[0].mask, "healthy", examples[0].row, Sampling(steps=2, n=2)))
+    drawn = list(
+        heart_studio.generate(
+            trained, examples[0].mask, "healthy", examples[0].row, Sampling(steps=2, n=2, guidance=15)
+        )
+    )
     weights = trained.folder.train("control") / "all" / "weights.safetensors"
     assert [d.image.shape for d in drawn] == [(32, 32, 3)] * 2 and drawn[0].checkpoint == record.sha256_file(weights)
-    other = list(heart_studio.generate(trained, examples[0].mask, "healthy", examples[1].row, Sampling(steps=2, n=1)))
+    other = list(
+        heart_studio.generate(
+            trained, examples[0].mask, "healthy", examples[1].row, Sampling(steps=2, n=1, guidance=15)
+        )
+    )
     same = np.array_equal(drawn[0].image, other[0].image)
     assert same != heart_studio.settings(trained).heart.token, (
         "another patient's attributes count where there is a token"
