@@ -32,3 +32,11 @@ def tiny_root(tmp_path_factory):
     import tiny  # loads torch and diffusers, which most tests do without
 
     return tiny.create(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def studio_root(tiny_root, tmp_path_factory):
+    """A copy of it with two trained methods, their notebooks' records, and a training that was not finished."""
+    import tiny
+
+    return tiny.with_models(shutil.copytree(tiny_root, tmp_path_factory.mktemp("studio") / "runs"))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from compdiff import base, checkpoint, datasets, diffusion, latents, methods, paths, train
+from compdiff import base, checkpoint, datasets, diffusion, latents, methods, paths, record, train
 from compdiff.config import DataConfig, settings
 
 DIALS = dict(steps=8, batch=4, microbatch=4, d_node=16, aux_hidden=16, time_window=4, restarts=1, raw_samples=4,
@@ -57,6 +57,18 @@ def fit(root, method, out, frozen_text=False, seed=0, **values):
     """Train a method into `out` in this process; returns the log."""
     arguments, parts = inputs(root, method, config(root, method, **values), seed, frozen_text)
     return train.run(*arguments, out, parts.columns, seed)
+
+
+def with_models(root):
+    """Train two methods for two steps where notebooks 02 and 03 would, with their records; flat is left unfinished."""
+    folder = run_folder(root)
+    for method, stage in (("text", "03_train_baselines"), ("hcn", "02_train_hcn")):
+        fit(root, method, folder.train(method), steps=2)
+        sent = {"parameters": {"overrides": DIALS | {"steps": 2}}}
+        record.write_json(folder.executed / f"{stage}.run.json", sent)
+    folder.train("flat").mkdir()
+    (folder.train("flat") / "weights.safetensors").touch()
+    return root
 
 
 # --- killed runs -------------------------------------------------------------------------------------------------
