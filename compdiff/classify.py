@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from compdiff import networks
 from compdiff.attributes import Schema
+from compdiff.devices import on_accelerator
 from compdiff.record import atomic, write_json
 
 
@@ -48,6 +50,7 @@ class Training:
     size: int = 64  # pixels; larger images are reduced to it
     epochs: int = 24
     batch: int = 32
+    epoch_steps: int = 0  # optimiser steps of an epoch; 0 = one pass through the training images
     lr: float = 1e-2
     weight_decay: float = 0.01
     patience: int = 20  # epochs without a better validation loss
@@ -159,9 +162,8 @@ class Model:
     def predict(self, images: np.ndarray, batch: int = 128) -> dict[str, np.ndarray]:
         """uint8 [n, S, S] -> per head: class probabilities [n, classes], label probabilities [n, labels] or numbers
         [n]."""
-        device = next(self.network.parameters()).device
         self.network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), on_accelerator(self.network) as device:
             parts = [
                 self.network(self.inputs(images[i : i + batch]).to(device)).cpu() for i in range(0, len(images), batch)
             ]
@@ -215,6 +217,13 @@ def augment(x: Tensor, training: Training) -> Tensor:
     return x * (1 + gain) + offset + training.noise * torch.randn(x.shape)
 
 
+def batches(n: int, batch: int) -> Iterator[Tensor]:
+    """Rows of batch after batch, for ever: pass after pass through n images, each in a new random order and without
+    replacement; what does not fill a last batch waits for another pass. A pass does not end where an epoch does."""
+    while True:
+        yield from torch.randperm(n)[: n // batch * batch].split(batch)
+
+
 def log_priors(targets: Targets, heads: Mapping[str, Head], balanced: bool) -> dict[str, Tensor]:
     """What the loss adds to the logits (Menon et al. 2021): log class shares, log odds of labels, nothing for numbers.
 
@@ -249,7 +258,7 @@ def loss_of(
 
 
 def fit(images: np.ndarray, targets: Targets, val_images: np.ndarray, val_targets: Targets, heads: Mapping[str, Head],
-        training: Training, seed: int, init: Model | None = None, device: str = "cpu",
+        training: Training, seed: int, init: Model | None = None,
         weights: Mapping[str, Tensor] | None = None) -> Model:  # fmt: skip
     """Train on uint8 images [n, S, S]; the weights kept are those of the epoch with the lowest validation loss.
 
@@ -271,20 +280,23 @@ def fit(images: np.ndarray, targets: Targets, val_images: np.ndarray, val_target
         network.load_state_dict(network.state_dict() | dict(weights or {}))
         if init is not None:
             network.load_state_dict(init.network.state_dict())
-        network = network.to(device, memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)
         model = Model(network, heads, training, mean=float(images.mean()), std=max(float(images.std()), 1.0))
-        return _train(model, images, targets, val_images, val_targets, device)
+        with on_accelerator(network) as device:
+            return _train(model, images, targets, val_images, val_targets, device)
 
 
 def _train(
-    model: Model, images: np.ndarray, targets: Mapping, val_images: np.ndarray, val_targets: Mapping, device: str
+    model: Model, images: np.ndarray, targets: Mapping, val_images: np.ndarray, val_targets: Mapping,
+    device: torch.device,
 ) -> Model:
     """The loop of `fit`; random numbers come from torch's default generator."""
     training, network = model.training, model.network
     goal, val_goal = ({k: torch.tensor(t[k], device=device) for k in model.heads} for t in (targets, val_targets))
     priors = log_priors(targets, model.heads, training.balanced)
     batch = min(training.batch, len(images))
-    per_epoch = len(images) // batch
+    per_epoch = training.epoch_steps or len(images) // batch
+    stream = batches(len(images), batch)
     steps = training.epochs * per_epoch
     warm = max(1, steps // 5)
     groups = networks.parameter_groups(network, training.lr, training.layer_decay)
@@ -297,7 +309,7 @@ def _train(
     for epoch in range(training.epochs):
         network.train()
         losses = []
-        for rows in torch.randperm(len(images))[: per_epoch * batch].split(batch):
+        for rows in islice(stream, per_epoch):
             x = augment(model.inputs(images[rows.numpy()]), training).to(device)
             loss = loss_of(model.split(network(x)), {k: t[rows] for k, t in goal.items()}, model.heads, priors)
             optimizer.zero_grad()

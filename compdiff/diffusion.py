@@ -38,6 +38,7 @@ from transformers.utils import cached_file
 
 from compdiff import paths, record
 from compdiff.config import Config, TrainConfig
+from compdiff.devices import on_accelerator
 
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
@@ -80,9 +81,10 @@ class Diffusion:
     def moments(self, images: np.ndarray, batch: int = 64) -> Tensor:
         """Grey images uint8 [N, S, S] -> mean and log-variance of q(z|x), [N, 2C, h, w] (unscaled)."""
         out = []
-        for start in range(0, len(images), batch):
-            x = to_model(images[start : start + batch], self.vae.config.in_channels).to(self.vae.device)
-            out.append(self.vae.encode(x).latent_dist.parameters.cpu())
+        with on_accelerator(self.vae) as device:
+            for start in range(0, len(images), batch):
+                x = to_model(images[start : start + batch], self.vae.config.in_channels).to(device)
+                out.append(self.vae.encode(x).latent_dist.parameters.cpu())
         return torch.cat(out)
 
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from compdiff import classify, datasets, networks, record, sample
 from compdiff.classify import Head, Model, Training
@@ -44,11 +43,26 @@ class Bench:
     seed: int
 
     def recipe(self, strategy: Strategy) -> Training:
-        """The recipe of a row: the papers' networks at paper scale, small ones with their own names else."""
+        """The recipe of a row: the papers' networks at paper scale, small ones with their own names else. Its epochs
+        are those of a classifier that sees real images only, see `phases`.
+        """
         paper = self.profile == "paper"
         recipe = classify.RECIPES[f"{strategy.recipe}_paper" if paper else strategy.recipe]
         own = paper and strategy.recipe != "downstream"
         return recipe if own else replace(recipe, epochs=self.config.downstream_epochs)
+
+    def phases(self, strategy: Strategy) -> tuple[Training, Training]:
+        """(recipe of the pre-training, recipe of the last phase): at most as many optimiser steps in all as 1a.
+
+        An epoch is as many steps as the real training set has batches, whatever the row trains on; two phases share
+        the epochs. Else rows with synthetic images would be trained for longer, and that alone may decide.
+        """
+        recipe = self.recipe(strategy)
+        n = int((self.data.table["split"] == "train").sum())
+        recipe = replace(recipe, epoch_steps=max(1, n // recipe.batch))
+        first = max(1, recipe.epochs // 2) if strategy.pretrain else 0
+        last = max(1, recipe.epochs - first)  # a single epoch cannot be shared: one each
+        return replace(recipe, epochs=first), replace(recipe, epochs=last, lr=recipe.lr * strategy.lr)
 
     def heads(self, label: str = "") -> dict[str, Head]:
         """One head of all labels as 0/1, or the head of one task: its classes, 0/1 where it has two."""
@@ -135,7 +149,7 @@ def folder_name(strategy: Strategy, method: str, started: bool, label: str = "")
     """
 
     def training(s: Strategy) -> tuple:
-        own = (s.pretrain, s.real, s.synthetic, s.lr, s.recipe, s.tests == QUARTERS)
+        own = (s.pretrain, s.real, s.synthetic, s.lr, s.recipe, s.seed, s.tests == QUARTERS)
         return ((s.start == "imagenet") and started, *own)
 
     first = next(s for s in STRATEGIES.values() if training(s) == training(strategy))
@@ -167,9 +181,8 @@ def fit_once(folder: Path, train: Set, val: Set, heads: Mapping[str, Head], trai
               "code": code()}  # fmt: skip
     if not record.is_current(folder, inputs):
         with record.run_json(folder, inputs, seeds=[seed]) as run:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
             before = classify.load(init) if init else None
-            classify.fit(*train, *val, heads, training, seed, before, device, weights).save(folder)
+            classify.fit(*train, *val, heads, training, seed, before, weights).save(folder)
             run.outputs += [folder / "weights.safetensors", folder / "model.json"]
     return folder
 
@@ -208,7 +221,7 @@ def train(bench: Bench, strategy: Strategy, method: str, label: str = "") -> tup
     """Train one classifier (both phases); returns its folder and the start that it really had. FileNotFoundError for
     a generated set that is not there.
     """
-    recipe, heads = bench.recipe(strategy), bench.heads(label)
+    (before, recipe), heads, seed = bench.phases(strategy), bench.heads(label), bench.seed + strategy.seed
     wanted = bench.config.imagenet if strategy.start == "imagenet" else ""
     weights, start = networks.imagenet_start(recipe.network, wanted)
     if strategy.start == "scratch":
@@ -219,12 +232,11 @@ def train(bench: Bench, strategy: Strategy, method: str, label: str = "") -> tup
     init = None
     if strategy.pretrain:
         first = assemble([read_set(bench, method, name, strategy) for name in strategy.pretrain], heads)
-        init = fit_once(home / "pretrained", first, val, heads, recipe, bench.seed, None, weights, start)
+        init = fit_once(home / "pretrained", first, val, heads, before, seed, None, weights, start)
         weights = None
     sets = [(rows["train"], bench.data.images(rows["train"]))]
     last = assemble(sets + [read_set(bench, method, name, strategy) for name in strategy.synthetic], heads)
-    recipe = replace(recipe, lr=recipe.lr * strategy.lr)
-    fit_once(home / "model", last, val, heads, recipe, bench.seed, init, weights, start)
+    fit_once(home / "model", last, val, heads, recipe, seed, init, weights, start)
     return home, start
 
 

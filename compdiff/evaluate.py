@@ -8,14 +8,14 @@ row at[i]. So one table of groups serves all sets, and every number of a group c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from compdiff import fairness, frames, metrics, phantoms, sample, stats
+from compdiff import estimate, fairness, metrics, sample, stats
 from compdiff.attributes import Schema
 from compdiff.datasets import Data
 from compdiff.fairness import Key
@@ -36,7 +36,7 @@ class Reference:
     features: np.ndarray  # float32 [n, d]
     masks: Mapping[Key, np.ndarray]  # (group_kind, group) -> bool [n]
     schema: Schema
-    extractor: str = "lite0"
+    extractor: str = "lite0"  # of `features.column`
 
     @property
     def patients(self) -> np.ndarray:
@@ -75,22 +75,6 @@ def table(rows: Sequence[dict], metrics: Sequence[str], key: Key = ("overall", "
     return frame.pivot(index="method", columns="metric", values="value").reindex(index=order, columns=list(metrics))
 
 
-SAID = {"above": "is above", "below": "is below", "within noise": "is within noise of",
-        "cannot be said": "cannot be told from"}  # fmt: skip
-
-
-def within_noise(rows: Sequence[dict]) -> list[str]:
-    """One sentence for each difference by `frames.word_of`: above, below, within noise, or no interval to tell by."""
-    out = []
-    for r in rows:
-        metric, other = r["metric"].split(" minus ")
-        where = f"{r['setting']} with " if r["setting"] not in ("test", "1a") and r["stage"] == "difference" else ""
-        ends = f"{r['lo']:+.3g} to {r['hi']:+.3g}" if frames.has_interval(r) else r["note"] or "no interval"
-        what = f"{r['value']:+.3g}, {ends}" if np.isfinite(r["value"]) else ends
-        out.append(f"{metric}: {where}{r['method']} {SAID[frames.word_of(r)]} {other} ({what})")
-    return out
-
-
 def read_rows(folder: Path) -> pd.DataFrame:
     """samples.csv of a generated set. FileNotFoundError names the notebook that makes it."""
     file = Path(folder) / "samples.csv"
@@ -107,59 +91,6 @@ def generated(method: str, folder: Path, ref: Reference, features: Features) -> 
         raise ValueError(f"{method}: {int((at < 0).sum())} of {len(at)} images answer no prompt of the real test set")
     images = sample.read_images(folder, rows["id"].tolist())
     return ImageSet(method, images, features(method, images), ref.patients[at], at, rows["prompt"].to_numpy())
-
-
-def real_test(ref: Reference) -> ImageSet:
-    """The reference beside itself: the judges' own score, and the share of suspected copies that chance gives."""
-    return ImageSet("real_test", ref.images, ref.features, ref.patients, np.arange(len(ref.rows)))
-
-
-def reconstructed(ref: Reference, decode: Callable[[np.ndarray], np.ndarray], features: Features) -> ImageSet:
-    """Control vae: the reference through `decode` (encode and decode again)."""
-    images = decode(ref.images)
-    return ImageSet("vae", images, features("vae", images), ref.patients, np.arange(len(ref.rows)))
-
-
-def shuffled(source: ImageSet, seed: int) -> ImageSet:
-    """Control shuffled: the same images, handed to requests in random order: no attribute follows its request."""
-    order = np.random.default_rng(seed).permutation(len(source.at))
-    images, features = source.images[order], source.features[order]
-    return replace(source, method="shuffled", images=images, features=features, prompts=None)
-
-
-def copies(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np.ndarray, seed: int) -> ImageSet:
-    """Control copy: for each request a random training image of its cell, or of the nearest cell that has any.
-
-    Nearest: most attributes in common, then the smallest difference of the first attribute's (age) position.
-    """
-    rng = np.random.default_rng(seed)
-    requests = (t[list(ref.schema.names)].to_dict("records") for t in (train, ref.rows))
-    have, want = (np.array([ref.schema.encode(r) for r in records]) for records in requests)
-    chosen = np.empty(len(want), dtype=np.int64)
-    for i, cell in enumerate(want):
-        unlike = (have != cell).sum(1) + np.abs(have[:, 0] - cell[0]) / (10 * len(ref.schema.attributes[0]))
-        chosen[i] = rng.choice(np.flatnonzero(unlike == unlike.min()))
-    patients = train["patient"].to_numpy()[chosen]
-    return ImageSet("copy", images[chosen], features[chosen], patients, np.arange(len(want)))
-
-
-def real_train(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np.ndarray, seed: int) -> ImageSet:
-    """Control real_train: each training image beside one test image of its cell, none used twice, none of held-out
-    cells.
-
-    The training set is long-tailed and a phantom test set balanced: unmatched, their distance would be the cells'.
-    """
-    rng = np.random.default_rng(seed)
-    chosen, at = [], []
-    for (kind, _), mask in ref.masks.items():
-        if kind == "cell" and mask.any():
-            here = np.flatnonzero((train["cell"] == ref.rows["cell"][mask].iloc[0]).to_numpy())
-            there = np.flatnonzero(mask)
-            n = min(len(here), len(there))
-            chosen.append(rng.permutation(here)[:n])
-            at.append(rng.permutation(there)[:n])
-    chosen, at = np.concatenate(chosen), np.concatenate(at)
-    return ImageSet("real_train", images[chosen], features[chosen], train["patient"].to_numpy()[chosen], at)
 
 
 # --- quality ----------------------------------------------------------------------------------------------------------
@@ -195,7 +126,10 @@ def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict
 
 
 def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
-    """What compares two clouds of features, overall and per group; FID intervals overall only (half-samples)."""
+    """What compares two clouds of features, overall and per group; FID intervals overall only (half-samples).
+
+    Intervals resample patients. Where there are fewer of them than images, the note of FID and KID says how many.
+    """
     ra, rb = draws(s, ref, resamples, seed)
     real = ref.features[s.at]
     out = []
@@ -204,6 +138,8 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
         n, a, b = int(mask.sum()), s.features[mask], real[mask]
         here = {"n": n, "n_ref": n, "extractor": ref.extractor}
         few = note = few_images(s, ref, mask)
+        people = patients_of(s, ref, mask)
+        whose = f"{n} images of {people} patients" if people < n else ""
         if not note and key[0] != "overall" and not ref.subgroup_fid:
             note = f"ineligible: {len(set(ref.patients))} patients in all"
         if key[0] == "overall" and not note:
@@ -211,10 +147,10 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
             value = stats.fid_interval(a, b, s.patients[mask], ref.patients[s.at][mask], repeats, seed)
         else:
             value = None if note else metrics.fid(a, b)
-        out.append(result("quality", s.method, key, "FID", value, note=note, **here))
+        out.append(result("quality", s.method, key, "FID", value, note=note or whose, **here))
         alone = f"ineligible: n = {n} < 2" if n < 2 else ""
         value = None if alone else stats.percentile_interval(*kid_of(s, ref, mask, ra, rb))
-        out.append(result("quality", s.method, key, "KID", value, note=alone or few, **here))
+        out.append(result("quality", s.method, key, "KID", value, note=alone or few or whose, **here))
         if key[0] != "cell":
             found = (None,) * 4 if few else metrics.precision_recall(b, a) + metrics.density_coverage(b, a)
             out += [result("quality", s.method, key, m, v, note=few, **here)
@@ -337,7 +273,7 @@ def differences(sets: Sequence[ImageSet], ref: Reference, resamples: int, seed: 
 
 # --- measurement ------------------------------------------------------------------------------------------------------
 def measure(modality: str, images: np.ndarray) -> pd.DataFrame:
-    """`phantoms.measure` of every image: a row each, a column per generative parameter; 0 where an image shows none."""
+    """`estimate.parameters` of every image: a row each, a column per generative parameter; 0 where an image shows none."""
     with np.errstate(invalid="ignore"):
-        found = pd.DataFrame([phantoms.measure(modality, image) for image in images])
+        found = pd.DataFrame([estimate.parameters(modality, image) for image in images])
     return found.where(np.isfinite(found), 0.0)

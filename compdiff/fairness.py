@@ -109,36 +109,6 @@ def gaps(overall: float, by_group: Sequence[float]) -> dict[str, float]:
     }
 
 
-@dataclass(frozen=True)
-class Gaps:
-    """`gaps` of the groups of one kind ({} when fewer than two are eligible), the worst group's and the best group's
-    name (smallest and largest value), and which groups were left out."""
-
-    values: dict[str, float]
-    smallest: str
-    largest: str
-    note: str
-
-
-def parity_gaps(values: Mapping[Key, float], notes: Mapping[Key, str]) -> dict[str, Gaps]:
-    """Gaps of a rate or score within every kind of group: attributes, and two- and three-way intersections.
-
-    values: one number per group, ("overall", "") among them; notes: why a group is ineligible ("" or absent = it is
-    eligible). Ineligible groups are named, and take no part in any gap.
-    """
-    out = {}
-    for kind in dict.fromkeys(k[0] for k in values if k[0] != "overall"):
-        good = {k[1]: values[k] for k in values if k[0] == kind and not notes.get(k)}
-        left = [k[1] for k in values if k[0] == kind and notes.get(k)]
-        note = f"without {', '.join(left)} (ineligible)" if left else ""
-        if len(good) < 2:
-            out[kind] = Gaps({}, "", "", "ineligible: fewer than two eligible groups")
-        else:
-            found = gaps(values["overall", ""], list(good.values()))
-            out[kind] = Gaps(found, min(good, key=good.__getitem__), max(good, key=good.__getitem__), note)
-    return out
-
-
 # --- decisions --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Parity:

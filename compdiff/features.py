@@ -1,9 +1,9 @@
 """Feature extractors: grey images -> float32 [n, d] arrays, cached by content. The judge of FID, KID and
 precision/recall.
 
-An extractor is named in every result column, because a number means nothing without it: "FID-lite0" is the Frechet
-distance in the pooled 1,280-d features of EfficientNet-Lite0 (ImageNet weights), and is not comparable to the papers'
-Inception-v3 FID.
+An extractor is named in every result column, because a number means nothing without it, and so is the input size where
+that is not its own (`column`): "FID-lite0@96" is the Frechet distance in the pooled 1,280-d features of
+EfficientNet-Lite0 (ImageNet weights) fed 96 pixels, and is not comparable to the papers' Inception-v3 FID.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compdiff import shards
 from compdiff.backbones import ARCHITECTURES, Lite0
+from compdiff.devices import on_accelerator
 from compdiff.record import atomic, sha256_file
 from compdiff.weights import entry, state_dict, weight_file
 
@@ -79,15 +80,19 @@ def extract(
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise ValueError(f"images must be uint8 [n, S, S], got {images.dtype} {list(images.shape)}")
     known = entry(extractor)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(extractor, folder).to(device, memory_format=torch.channels_last)
+    model = load(extractor, folder).to(memory_format=torch.channels_last)
     crop = known.crop if known.crop < known.size and not size else 0
     out = np.empty((len(images), model.width), dtype=np.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), on_accelerator(model) as device:
         for i in range(0, len(images), batch):
-            x = prepare(images[i : i + batch], size or known.size, known.normalise, crop)
-            out[i : i + batch] = model(x.to(device, memory_format=torch.channels_last)).cpu().numpy()
+            x = prepare(images[i : i + batch], size or known.size, known.normalise, crop).to(device)
+            out[i : i + batch] = model(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
     return out
+
+
+def column(extractor: str, size: int = 0) -> str:
+    """An extractor's name in the results of images fed at `size` pixels (0 = its own): lite0@96, but lite0 at 224."""
+    return extractor if size in (0, entry(extractor).size) else f"{extractor}@{size}"
 
 
 def logits(features: np.ndarray, extractor: str = "lite0", folder: str = "") -> np.ndarray:

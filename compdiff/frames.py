@@ -5,9 +5,11 @@ In: rows of record.RESULT_COLUMNS. Out of `over_seeds`: one row per number, with
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -99,6 +101,30 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     return table[COLUMNS]
 
 
+# --- runs with other settings -----------------------------------------------------------------------------------------
+def read_dials(folders: Sequence[Path], seeds: Sequence[int]) -> dict[float, pd.DataFrame]:
+    """{`interaction` of a run's phantoms: its `over_seeds` of notebook 06, of exactly these training seeds}.
+
+    folders: `<runs>/<profile>/<dataset>` of each run. Runs without the dial (real data), or where a seed is missing,
+    are left out. ValueError names two runs with the same dial: which of them would be drawn?
+    """
+    found: dict[float, pd.DataFrame] = {}
+    whose: dict[float, str] = {}
+    for folder in folders:
+        files = [folder / f"seed{seed}" / "results" / "06_metrics.csv" for seed in seeds]
+        index = folder / "data" / "index.json"
+        if not all(f.is_file() for f in (index, *files)):
+            continue
+        dial, name = json.loads(index.read_text())["settings"].get("interaction"), "/".join(folder.parts[-3:])
+        if dial is None:
+            continue
+        if dial in found:
+            remedy = "remedy: move one of them away, or give it another INTERACTION"
+            raise ValueError(f"{whose[dial]} and {name} both have interaction = {dial:g}; {remedy}")
+        found[dial], whose[dial] = over_seeds(record.load_results(files)), name
+    return found
+
+
 # --- one number -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Item:
@@ -127,7 +153,7 @@ class Item:
         return found.iloc[0].to_dict() if len(found) else None
 
     def label(self, results: pd.DataFrame) -> str:
-        """FID-lite0, ES-FID-lite0 sex, sex accuracy, cosine paired (biovil) ..."""
+        """FID-lite0@96, ES-FID-lite0@96 sex, sex accuracy, cosine paired (biovil) ..."""
         here = results[(results["stage"] == self.stage) & (results["metric"] == self.metric)]
         known = [e for e in here["extractor"].unique() if e and e != "pixels"] if self.stage == "quality" else []
         extractor = self.extractor or "".join(known[:1])
@@ -158,6 +184,30 @@ def known(*rows: dict | None) -> bool:
 
 def has_interval(row: dict | None) -> bool:
     return row is not None and pd.notna(row["lo"]) and pd.notna(row["hi"])
+
+
+# --- which side is better --------------------------------------------------------------------------------------------
+LOWER = ("FID", "KID", "RMSE", "MAE", "ECE", "gap", "underdiagnosis", "difference:", "suspected copies")
+HIGHER = ("accuracy", "AUROC", "AUPRC", "F1", "precision", "recall", "density", "coverage", "cosine")
+
+
+def better_is(metric: str) -> str:
+    """lower | higher, by a metric's or its label's name; "" where neither is better in itself."""
+    name = metric.split(" by ")[0]
+    if any(word in name for word in LOWER):
+        return "lower"
+    return "higher" if any(word in name for word in HIGHER) else ""
+
+
+def beside(metric: str) -> str:
+    """" (lower is better)", or "" where nobody can say."""
+    return f" ({better_is(metric)} is better)" if better_is(metric) else ""
+
+
+def worth(word: str, metric: str) -> str:
+    """above -> "above (worse)", where lower is better; other words as they are."""
+    good = {"lower": "below", "higher": "above"}.get(better_is(metric), "")
+    return f"{word} ({'better' if word == good else 'worse'})" if good and word in ("above", "below") else word
 
 
 # --- differences between two methods ----------------------------------------------------------------------------------

@@ -50,7 +50,14 @@ def copies(generated: np.ndarray, training: np.ndarray, names: Sequence[str], wh
 
 
 def spread(rows: pd.DataFrame, n: int) -> pd.DataFrame:
-    """One row for each of at most `n` cells, over all cells in `rows` (column `cell`), not always the same category."""
+    """One row for each of at most `n` cells, evenly over all cells in `rows` (column `cell`), the first and the last among them.
+
+    Where `rows` says which cells are `held_out`, one of those is among the chosen: it replaces the nearest other cell.
+    """
     first = rows.drop_duplicates("cell").sort_values("cell")
-    block = max(1, len(first) // n)  # one cell of every block, three places further each time
-    return first.iloc[[i * block + 3 * i % block for i in range(min(n, len(first)))]]
+    at = np.linspace(0, len(first) - 1, min(n, len(first))).round().astype(int)
+    held = np.flatnonzero(first["held_out"].astype(bool)) if "held_out" in first else np.array([], dtype=int)
+    if len(held) and not np.isin(at, held).any():
+        replaced, by = np.unravel_index(np.abs(at[:, None] - held).argmin(), (len(at), len(held)))
+        at[replaced] = held[by]
+    return first.iloc[at]

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compdiff.attributes import AGE_BINS
-from compdiff.phantoms import AGE_YEARS, _blob, _edge, _grid, _resample
+from compdiff.phantoms import AGE_YEARS
+from compdiff.raster import blob, edge, grid, resample
 
 FIELD = 70.0  # mm, half the side of the picture
 SYSTOLE = 0.35  # time of end-systole
@@ -164,8 +165,8 @@ def render(
         )
     truth = heart.truth
     texture = _generator(heart.seed, f"{heart.subject}/{view}/{level:.3f}")  # the same through the heart beat
-    mottle, fine = (_resample(texture.standard_normal((n, n), dtype=np.float32), size) for n in (14, 40))
-    x, y = (FIELD * v - np.float32(truth[k]) for v, k in zip(_grid(size), ("shift_x", "shift_y"), strict=True))
+    mottle, fine = (resample(texture.standard_normal((n, n), dtype=np.float32), size) for n in (14, 40))
+    x, y = (FIELD * v - np.float32(truth[k]) for v, k in zip(grid(size), ("shift_x", "shift_y"), strict=True))
     muscle = 0.27 + 0.02 * mottle
     image = _surroundings(x, y, truth, mottle, fine)
     at = _short_axis(x, y, truth, time, level) if view == "short_axis" else _four_chamber(x, y, truth, time)
@@ -178,15 +179,15 @@ def render(
         (at.cavity, blood),
     )
     for distance, grey in layers:
-        image = image + _edge(distance / FIELD) * (grey - image)
-    image = image - 0.75 * truth["contrast"] * at.papillary * _edge(at.cavity / FIELD)
+        image = image + edge(distance / FIELD) * (grey - image)
+    image = image - 0.75 * truth["contrast"] * at.papillary * edge(at.cavity / FIELD)
     mask = np.zeros((size, size), dtype=np.uint8)
     for value, distance in ((RIGHT, at.right), (MYOCARDIUM, at.wall), (CAVITY, at.cavity)):
         mask[distance > 0] = value
     noise = _generator(heart.seed, f"{heart.subject}/{view}/{level:.3f}/{time:.4f}").standard_normal(
         (2, 64, 64), dtype=np.float32
     )
-    real, imaginary = (truth["noise"] * _resample(v, size) for v in noise)
+    real, imaginary = (truth["noise"] * resample(v, size) for v in noise)
     image = np.hypot(truth["exposure"] * image + real, imaginary)  # the magnitude of a noisy complex signal: Rician
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), mask
 
@@ -212,16 +213,16 @@ def _turned(x: np.ndarray, y: np.ndarray, degrees: float) -> tuple[np.ndarray, n
 def _surroundings(x: np.ndarray, y: np.ndarray, p: dict, mottle: np.ndarray, fine: np.ndarray) -> np.ndarray:
     """Lung, descending aorta, liver and stomach below the diaphragm, and the chest wall with its fat; [size, size]."""
     image = 0.05 + 0.16 * np.maximum(fine - 1.1, 0)  # lung with vessels
-    image = image + _edge((9.5 - np.hypot(x - 47, y - 34)) / FIELD) * (0.62 - image)
+    image = image + edge((9.5 - np.hypot(x - 47, y - 34)) / FIELD) * (0.62 - image)
     below = y - (43 + p["dome"] + 0.006 * (x + 12) ** 2)
-    organ = 0.20 + 0.04 * mottle + 0.10 * _edge((22 - x) / FIELD, 0.2) + 0.22 * np.maximum(fine - 1.4, 0)
-    image = image + _edge((below + 3) / FIELD) * (0.46 - image)
-    image = image + _edge(below / FIELD) * (organ - image)
+    organ = 0.20 + 0.04 * mottle + 0.10 * edge((22 - x) / FIELD, 0.2) + 0.22 * np.maximum(fine - 1.4, 0)
+    image = image + edge((below + 3) / FIELD) * (0.46 - image)
+    image = image + edge(below / FIELD) * (organ - image)
     out = np.hypot(x - 25, y - 30) - 86  # > 0 in the chest wall
     ribs = 0.22 + 0.12 * np.cos(np.arctan2(y - 30, x - 25) * 14)
-    image = image + _edge(out / FIELD) * (ribs - image)
-    image = image + _edge((out - 9) / FIELD) * (0.86 + 0.05 * mottle - image)
-    return image * (1 - 0.97 * _edge((out - 9 - p["chest_fat"]) / FIELD))
+    image = image + edge(out / FIELD) * (ribs - image)
+    image = image + edge((out - 9) / FIELD) * (0.86 + 0.05 * mottle - image)
+    return image * (1 - 0.97 * edge((out - 9 - p["chest_fat"]) / FIELD))
 
 
 def _short_axis(x: np.ndarray, y: np.ndarray, p: dict, time: float, level: float) -> _Anatomy:
@@ -239,7 +240,7 @@ def _short_axis(x: np.ndarray, y: np.ndarray, p: dict, time: float, level: float
     shell = np.maximum(left, right + 3)
     fat = shell + 2.5 + 2 * np.cos(3 * np.arctan2(y, x) + 1)
     spot = inner * 0.16 + 0.8
-    papillary = sum(_blob(x, y, *(0.66 * inner * np.array([np.cos(w), np.sin(w)])), spot, spot) for w in (0.75, 2.3))
+    papillary = sum(blob(x, y, *(0.66 * inner * np.array([np.cos(w), np.sin(w)])), spot, spot) for w in (0.75, 2.3))
     right = np.minimum(right, -left)
     return _Anatomy(fat, shell, right, right, left, inner - q, np.minimum(papillary, 1) * (level < 0.7))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compdiff import alignment, evaluate, fairness, features, stats
+from compdiff import alignment, controls, evaluate, fairness, features, stats
 from compdiff.evaluate import ImageSet, Reference, draws, result
 from compdiff.weights import Entry, NotAvailable, entries, standing, weight_file
 
@@ -42,7 +42,8 @@ def metrics_of(known: Entry, ref: Reference, labels: Sequence[str]) -> list[str]
 
 def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], modality: str, describe: Describe,
             weights: str, resamples: int, seed: int, dataset: str = "") -> list[dict]:  # fmt: skip
-    """Rows of every judge and extractor of the list but `ref.extractor`, for all sets; real_test should be among them.
+    """Rows of every judge and extractor of the list but the main one (`ref.extractor`), for all sets; real_test should
+    be among them.
 
     weights: folder of the files ("" = the default). A file whose hash is not listed is named in the notes, and so is a
     judge that was trained on `dataset` (its manifest's name), whose images it may know.
@@ -51,7 +52,7 @@ def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], mod
     out = []
     for name, known in entries().items():
         wanted = metrics_of(known, ref, labels)
-        if name == ref.extractor or known.images not in ("any", modality) or not wanted:
+        if name == ref.extractor.partition("@")[0] or known.images not in ("any", modality) or not wanted:
             continue
         try:
             sure = standing(name, weight_file(name, weights))
@@ -61,7 +62,7 @@ def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], mod
             out += [result(STAGE, s.method, ("overall", ""), m, None, len(s.at), **absent) for s, m in everyone]
             continue
         judge, judged = Judge(known, wanted, weights), OPINIONS.get(known.judges, category)
-        real = replace(ref, features=describe(name, evaluate.real_test(ref)), extractor=name)
+        real = replace(ref, features=describe(name, controls.real_test(ref)), extractor=name)
         for s in sets:
             rows = judged(replace(s, features=describe(name, s)), real, judge, resamples, seed)
             unsure = "" if sure == "verified" else f"weights {sure}"

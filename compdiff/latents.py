@@ -21,6 +21,7 @@ from torch import Tensor
 
 from compdiff import record, shards
 from compdiff.datasets import SPLITS, Data
+from compdiff.devices import on_accelerator
 from compdiff.diffusion import Diffusion
 
 
@@ -98,9 +99,9 @@ def write_text(folder: Path, data: Data, base: Diffusion, base_sha256: str, name
         path = _text_folder(folder, named) / _name(entry)
         if entry["split"] not in ("train", "val") or _current(path, stamp):
             continue
-        ids = base.tokenize([*data.prompts(rows, named), ""]).to(base.text_encoder.device)
-        with torch.no_grad():
-            text = torch.cat([base.text_encoder(part)[0].cpu() for part in ids.split(256)])
+        ids = base.tokenize([*data.prompts(rows, named), ""])
+        with torch.no_grad(), on_accelerator(base.text_encoder) as device:
+            text = torch.cat([base.text_encoder(part.to(device))[0].cpu() for part in ids.split(256)])
         _save(path, {"text": text[:-1].contiguous(), "empty": text[-1].contiguous()}, stamp)
 
 

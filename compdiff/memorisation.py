@@ -164,5 +164,5 @@ def informed_fid(quality: Sequence[dict], s: ImageSet, ref: Reference, train: np
     (fid,) = [r for r in quality if (r["method"], r["metric"], r["group_kind"]) == key]
     near = float(metrics.nearest_cosine(s.features, train).mean())
     value = Interval(*(metrics.mifid(fid[k], near, limit, EPSILON) for k in ("value", "lo", "hi")))
-    note = fid["note"] or f"s = {near:.3g}, tau = {limit:.3g}"
+    note = "; ".join(filter(None, (fid["note"], f"s = {near:.3g}, tau = {limit:.3g}")))
     return [result("quality", s.method, ("overall", ""), "MiFID", value, fid["n"], len(train), ref.extractor, note)]

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import ndimage
+
+from compdiff.raster import blob, edge, grid, resample
 
 AGES = ("0-18", "18-40", "40-60", "60-80", "80+")
 CATEGORIES = {
@@ -27,26 +28,6 @@ CATEGORIES = {
 AGE_YEARS = ((2, 17), (18, 39), (40, 59), (60, 79), (80, 95))         # drawn uniformly, both ends included
 
 # fmt: off
-# Declared joint distribution p[age, sex, race]. Published shares (design/method.md section 8) are exact; the others are ours.
-JOINT = {
-    "chest": np.array([  # Male: White  Black  Asian  Hispanic     Female: White  Black  Asian  Hispanic
-        [[.008, .004, .001, .002], [.006, .003, .001, .002]],         # 0-18
-        [[.040, .020, .002, .012], [.035, .025, .002, .015]],         # 18-40
-        [[.140, .040, .005, .015], [.085, .045, .005, .020]],         # 40-60
-        [[.160, .028, .006, .010], [.090, .035, .005, .010]],         # 60-80
-        [[.045, .008, .0015, .002], [.050, .011, .0015, .004]]]),     # 80+
-    "fundus": np.array([  # Male: White  Black  Asian              Female: White  Black  Asian
-        [[.006, .003, .002], [.006, .003, .002]],
-        [[.035, .008, .006], [.050, .012, .004]],
-        [[.080, .020, .015], [.111, .030, .018]],
-        [[.170, .022, .014], [.245, .035, .018]],
-        [[.030, .005, .003], [.040, .005, .002]]]),
-}
-HELD_OUT = {  # (age, sex, race): in the population, removed from training by the data module
-    "chest": [("18-40", "Female", "Asian"), ("18-40", "Male", "Asian"), ("80+", "Female", "Asian"), ("80+", "Male", "Asian"),
-              ("80+", "Male", "Hispanic")],
-    "fundus": [("18-40", "Female", "Asian"), ("80+", "Male", "Asian"), ("80+", "Female", "Black")],
-}
 LABELS = {
     "chest": {name: (0, 1) for name in ("No Finding", "Cardiomegaly", "Pleural Effusion", "Consolidation", "Pneumothorax")},
     "fundus": {"glaucoma": (0, 1),
@@ -64,7 +45,7 @@ LABELS = {
 #   sex x race      Female only, one per category   }  multiplied by the `interaction` dial
 #   age x race      per age step, one per category  }
 #   label:<name>    added for each value of the label, in the order of LABELS
-# Units: lengths in image half-widths, *_contrast, *_shadow, grid_*, border, haze ... in grey (1 = black to white), ratios unitless.
+# Units: lengths in image half-widths; *_contrast, *_shadow, grid_*, border, haze ... in grey (1 = black to white); ratios have none.
 EFFECTS = {
     "chest": {
         "base": {"heart_thorax_ratio": .455, "aortic_knob": .095, "rib_contrast": .085, "lung_darkness": .42, "diaphragm": .60,
@@ -73,7 +54,7 @@ EFFECTS = {
                  "grid_rising": .0, "grid_falling": .0},
         "scatter": {"heart_thorax_ratio": .008, "aortic_knob": .004, "rib_contrast": .006, "lung_darkness": .012, "diaphragm": .010,
                     "body_size": .015, "breast_shadow": .015, "shoulder_width": .015, "border": .015},
-        "age": {"heart_thorax_ratio": .026, "aortic_knob": .018, "rib_contrast": -.022, "lung_darkness": .055, "diaphragm": -.050},
+        "age": {"heart_thorax_ratio": .026, "aortic_knob": .022, "rib_contrast": -.026, "lung_darkness": .060, "diaphragm": -.050},
         "child": {"body_size": -.22, "shoulder_width": -.05},
         "sex": {"breast_shadow": .15, "shoulder_width": -.07},
         "race": {"grid_vertical": (.06, 0, 0, 0), "grid_horizontal": (0, .06, 0, 0), "grid_rising": (0, 0, .06, 0),
@@ -90,11 +71,11 @@ EFFECTS = {
     "fundus": {
         "base": {"cup_disc_ratio": .34, "disc_radius": .185, "vessel_width": .044, "tortuosity": .024, "haze": .21,
                  "nerve_fibre": .13, "macula": .20, "gradient": -.08, "peripheral_darkening": .05, "crescent": 0.,
-                 "magnification": 1., "border": .10, "grid_vertical": .0, "grid_rising": .0, "grid_falling": .0},
+                 "magnification": 1., "pupil": .89, "border": .10, "grid_vertical": .0, "grid_rising": .0, "grid_falling": .0},
         "scatter": {"cup_disc_ratio": .03, "disc_radius": .006, "vessel_width": .002, "tortuosity": .002, "haze": .018,
                     "nerve_fibre": .012, "macula": .015, "gradient": .02, "peripheral_darkening": .02, "magnification": .01,
-                    "border": .015},
-        "age": {"vessel_width": -.008, "tortuosity": .008, "haze": .08, "nerve_fibre": -.040, "macula": -.055},
+                    "pupil": .008, "border": .015},
+        "age": {"vessel_width": -.008, "tortuosity": .008, "haze": .08, "nerve_fibre": -.045, "macula": -.070, "pupil": -.045},
         "sex": {"disc_radius": .035, "gradient": .16},
         "race": {"grid_vertical": (.048, 0, 0), "grid_rising": (0, .048, 0), "grid_falling": (0, 0, .048),
                  "border": (-.05, .05, 0)},
@@ -145,8 +126,8 @@ def draw(modality: str, subject: str, attributes: dict, *, seed: int, size: int 
               "exposure": 1 + .03 * normal[22], "offset": .012 * normal[23]}
     truth |= _sides(modality, labels, uniform[6:12])
     x, y = _place(truth, size)
-    mottle, grain = (_resample(rng.standard_normal((n, n), dtype=np.float32), size) for n in (12, 64))
-    image = (_chest if modality == "chest" else _fundus)(x, y, truth, uniform[12:], normal[24:], mottle)
+    mottle, grain = (resample(rng.standard_normal((n, n), dtype=np.float32), size) for n in (12, 64))
+    image = PAINTERS[modality](x, y, truth, uniform[12:], normal[24:], mottle)
     image = _acquire(image, truth, uniform[6:10], grain)
     return Phantom(image, {k: attributes[k] for k in ("age", "sex", "race")}, age_years, labels,
                    {k: float(v) for k, v in truth.items()})
@@ -217,16 +198,9 @@ def _sides(modality: str, labels: dict, u: np.ndarray) -> dict[str, float]:
 
 
 @lru_cache(maxsize=8)
-def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres x, y in [-1, 1], each float32 [size, size]."""
-    c = ((np.arange(size) + .5) * 2 / size - 1).astype(np.float32)
-    return tuple(np.ascontiguousarray(a) for a in np.meshgrid(c, c))
-
-
-@lru_cache(maxsize=8)
-def _waves(size: int) -> tuple[np.ndarray, np.ndarray]:
+def grid_waves(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine of every grid in GRIDS, each float32 [4, size * size]."""
-    x, y = _grid(size)
+    x, y = grid(size)
     phase = np.stack([np.pi * (kx * x + ky * y).ravel() for kx, ky in GRIDS.values()])
     return np.cos(phase), np.sin(phase)
 
@@ -234,97 +208,72 @@ def _waves(size: int) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=8)
 def _frame(size: int) -> np.ndarray:
     """Collimation border: 1 at the image's edge, 0 further than 0.14 from it; float32 [size, size]."""
-    x, y = _grid(size)
+    x, y = grid(size)
     return np.clip((np.maximum(abs(x), abs(y)) - .86) / .07, 0, 1)
 
 
 @lru_cache(maxsize=8)
-def _field(size: int) -> np.ndarray:
-    """Round-cornered field of view of the fundus camera: 1 inside, 0 in the corners; float32 [size, size]."""
-    x, y = _grid(size)
-    return _edge((1 - x ** 8 - y ** 8) * .125 - .02, .04)
-
-
-@lru_cache(maxsize=16)
-def _resampler(source: int, size: int) -> np.ndarray:
-    """Matrix [size, source]: linear interpolation between pixel centres, averaging over a pixel when shrinking."""
-    fine = max(1, -(-source // size)) * 2 * size
-    at = (np.arange(fine) + .5) * source / fine - .5
-    weights = np.maximum(0, 1 - abs(np.clip(at, 0, source - 1)[:, None] - np.arange(source)))
-    return weights.reshape(size, -1, source).mean(1).astype(np.float32)
-
-
-def _resample(field: np.ndarray, size: int) -> np.ndarray:
-    """[n, n] -> [size, size]: one random field looks the same at every size."""
-    return field if len(field) == size else _resampler(len(field), size) @ field @ _resampler(len(field), size).T
+def _roundness(size: int) -> np.ndarray:
+    """Distance from the centre in the norm whose unit disc is a round-cornered square; float32 [size, size]."""
+    x, y = grid(size)
+    return (x ** 8 + y ** 8) ** (1 / 8)
 
 
 def _place(truth: dict, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Image coordinates -> anatomical coordinates: shift, rotation and the subject's size."""
-    x, y = _grid(size)
+    x, y = grid(size)
     scale = 1 / truth.get("body_size", truth.get("magnification"))
     c, s = (np.float32(f(np.deg2rad(truth["rotation"])) * scale) for f in (np.cos, np.sin))
     x, y = x - np.float32(truth["shift_x"]), y - np.float32(truth["shift_y"])
     return c * x + s * y, c * y - s * x
 
 
-def _edge(distance: np.ndarray, soft: float = .03) -> np.ndarray:
-    """Antialiased inside mask: 1 where distance > 0, a ramp at least one pixel wide around 0."""
-    width = max(soft, 2 / distance.shape[-1])
-    return np.minimum(np.maximum(distance * np.float32(1 / width) + np.float32(.5), 0), 1)
-
-
-def _blob(x: np.ndarray, y: np.ndarray, x0: float, y0: float, sx: float, sy: float) -> np.ndarray:
-    """Gaussian bump of height 1."""
-    return np.exp(-.5 * (((x - x0) * (1 / sx)) ** 2 + ((y - y0) * (1 / sy)) ** 2))
-
-
 def _chest(x: np.ndarray, y: np.ndarray, p: dict, u: np.ndarray, z: np.ndarray, mottle: np.ndarray) -> np.ndarray:
     """Frontal chest radiograph, float32 [size, size]. The image's right is the patient's left, as usual."""
     thorax = .72
     a, left = abs(x), x < 0
-    body = _edge(p["shoulder_width"] - .06 * _edge(y + .25, .5) - a, .06)
-    body *= _edge(y + .96 - .34 * np.maximum(a - .24, 0), .05)                  # neck and shoulders
+    body = edge(p["shoulder_width"] - .06 * edge(y + .25, .5) - a, .06)
+    body *= edge(y + .96 - .34 * np.maximum(a - .24, 0), .05)                  # neck and shoulders
     out = (1 - (a / thorax) ** 2 - (np.maximum(.15 - y, 0) / .97) ** 4) * .36   # > 0 inside the rib cage, about a distance
     dome = p["diaphragm"] - .05 * left + .95 * (a - .32) ** 2
-    chest = _edge(out + .03)
-    lung = _edge(out) * _edge(dome - y)
-    image = .06 + body * (.50 + .14 * _edge(y - .2, 1.5))
-    image += .20 * _edge(y - dome) * chest                                      # abdomen under the diaphragm
-    image -= .12 * _blob(x, y, .36, .80, .13, .07)                              # gastric bubble
-    air = p["lung_darkness"] - .10 * _blob(a, y, .20, .02, .12, .22) + .035 * mottle   # hila and vessels are brighter
+    chest = edge(out + .03)
+    lung = edge(out) * edge(dome - y)
+    image = .06 + body * (.50 + .14 * edge(y - .2, 1.5))
+    image += .20 * edge(y - dome) * chest                                       # abdomen under the diaphragm
+    image -= .12 * blob(x, y, .36, .80, .13, .07)                              # gastric bubble
+    air = p["lung_darkness"] - .10 * blob(a, y, .20, .02, .12, .22) + .035 * mottle   # hila and vessels are brighter
     if p["pneumothorax_side"]:
-        inset = out - p["pneumothorax"] * (.45 + .9 * _edge(-y, 1.2))
+        inset = out - p["pneumothorax"] * (.45 + .9 * edge(-y, 1.2))
         mine = x * p["pneumothorax_side"] > 0
-        air = np.where(mine, air * _edge(inset) + (p["lung_darkness"] + .13) * _edge(-inset), air)
+        air = np.where(mine, air * edge(inset) + (p["lung_darkness"] + .13) * edge(-inset), air)
         image += .16 * mine * lung * np.maximum(0, 1 - abs(inset) / .035)      # visceral pleural line
     if p["consolidation_side"]:
-        patch = _blob(x, y, .42 * p["consolidation_side"], p["consolidation_y"], .16, .15)
+        patch = blob(x, y, .42 * p["consolidation_side"], p["consolidation_y"], .16, .15)
         air = air - p["consolidation"] * patch * (1 + .3 * mottle)
     if p["effusion_side"]:
         meniscus = p["diaphragm"] + .14 - p["effusion_height"] * (.55 + 1.6 * np.maximum(a - .25, 0) ** 2)
-        air = air - (air + .12) * _edge(y - meniscus, .06) * (x * p["effusion_side"] > 0)
+        air = air - (air + .12) * edge(y - meniscus, .06) * (x * p["effusion_side"] > 0)
     image -= lung * air
     rib = np.cos((y - .55 * a + .75 * a * a) * (2 * np.pi / .19) + .6 * z[0])
     front = np.cos((y + .55 * a) * (2 * np.pi / .23) + .6 * z[1])
-    bones = np.maximum(rib, 0) + .5 * np.maximum(front, 0) * _edge(a - .38, .2) - .35
-    image += p["rib_contrast"] * chest * _edge(.62 - y, .2) * bones
+    bones = np.maximum(rib, 0) + .5 * np.maximum(front, 0) * edge(a - .38, .2) - .35
+    image += p["rib_contrast"] * chest * edge(.62 - y, .2) * bones
     bone = abs(y + .58 + .22 * a - .035 * np.sin(8 * a)) + .5 * np.maximum(a - .66, 0)         # clavicles
-    image += .16 * np.minimum(np.maximum(1.6 - bone / .03, 0), 1) * _edge(a - .06) * body
-    image += p["breast_shadow"] * _breast(a, y)
-    centre = _edge(.13 + .05 * _edge(-y - .45, .3) + .07 * _edge(y + .05, .5) * ~left - a, .05)  # mediastinum, pulmonary trunk
-    centre = np.maximum(centre, _edge(p["aortic_knob"] - np.sqrt((x - .10) ** 2 + .8 * (y + .27) ** 2), .05))
+    image += .16 * np.minimum(np.maximum(1.6 - bone / .03, 0), 1) * edge(a - .06) * body
+    image += p["breast_shadow"] * _breast(a, y) * edge(dome - y + .04, .12)
+    centre = edge(.13 + .05 * edge(-y - .45, .3) + .07 * edge(y + .05, .5) * ~left - a, .05)  # mediastinum, pulmonary trunk
+    centre = np.maximum(centre, edge(p["aortic_knob"] - np.sqrt((x - .10) ** 2 + .8 * (y + .27) ** 2), .05))
     centre = np.maximum(centre, _heart(x, y, p["heart_thorax_ratio"] * thorax)) * body
-    image += centre * (.76 + .05 * _edge(y, 1.) - image)
-    image += .05 * _edge(.075 - a, .04) * body * (1 + .6 * np.cos(y * (2 * np.pi / .17)))      # spine
-    image -= .20 * _edge(.05 - abs(x + .012), .04) * _edge(-.12 - y, .1) * body                # trachea
+    image += centre * (.76 + .05 * edge(y, 1.) - image)
+    image += .05 * edge(.075 - a, .04) * body * (1 + .6 * np.cos(y * (2 * np.pi / .17)))      # spine
+    image -= .20 * edge(.05 - abs(x + .012), .04) * edge(-.12 - y, .1) * body                # trachea
     return image
 
 
 def _breast(a: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Soft-tissue shadow over the lower lung fields: denser towards its sharp lower edge."""
     r2 = ((a - .42) / .33) ** 2 + ((y - .24) / .32) ** 2
-    return _edge((1 - r2) * .16) * (.65 + .5 * _edge(y - .30, .5))
+    return edge((1 - r2) * .16) * (.65 + .5 * edge(y - .30, .5))
 
 
 def _heart(x: np.ndarray, y: np.ndarray, half_width: float) -> np.ndarray:
@@ -332,7 +281,7 @@ def _heart(x: np.ndarray, y: np.ndarray, half_width: float) -> np.ndarray:
     height, tilt = .24 + .35 * half_width, .35
     dx, dy = x - .28 * half_width, y - .72 + height * .9
     inner = np.sqrt(half_width ** 2 - (tilt * height) ** 2)
-    return _edge((1 - ((dx - tilt * dy) / inner) ** 2 - (dy / height) ** 2) * (half_width / 2), .05)
+    return edge((1 - ((dx - tilt * dy) / inner) ** 2 - (dy / height) ** 2) * (half_width / 2), .05)
 
 
 def _fundus(x: np.ndarray, y: np.ndarray, p: dict, u: np.ndarray, z: np.ndarray, mottle: np.ndarray) -> np.ndarray:
@@ -341,21 +290,21 @@ def _fundus(x: np.ndarray, y: np.ndarray, p: dict, u: np.ndarray, z: np.ndarray,
     e = x * p["eye"]
     r2 = e * e + y * y
     image = .46 - .09 * r2 + p["gradient"] * y + .022 * mottle
-    image -= p["macula"] * (_blob(e, y, -.14, .06, .20, .18) + .5 * _blob(e, y, -.14, .06, .06, .06))   # and fovea
+    image -= p["macula"] * (blob(e, y, -.14, .06, .20, .18) + .5 * blob(e, y, -.14, .06, .06, .06))   # and fovea
     streaks = 1 + .5 * np.cos(34 * (abs(y) + .35 * e))
-    image += p["nerve_fibre"] * (_blob(e, y, .22, -.40, .26, .17) + _blob(e, y, .22, .40, .26, .17)) * streaks
-    image *= 1 - p["peripheral_darkening"] * _edge(np.sqrt(r2) - .62, .45)
+    image += p["nerve_fibre"] * (blob(e, y, .22, -.40, .26, .17) + blob(e, y, .22, .40, .26, .17)) * streaks
+    image *= 1 - p["peripheral_darkening"] * edge(np.sqrt(r2) - .62, .45)
     rx, ry = e - x_disc, (y - y_disc) / 1.08
     r = np.sqrt(rx * rx + ry * ry)
     if p["crescent"]:
-        image += .25 * _edge(p["disc_radius"] + p["crescent"] * .5 - np.hypot(rx + p["crescent"] * .6, ry))
-    disc = _edge(p["disc_radius"] - r, .04)
+        image += .25 * edge(p["disc_radius"] + p["crescent"] * .5 - np.hypot(rx + p["crescent"] * .6, ry))
+    disc = edge(p["disc_radius"] - r, .04)
     image += disc * (.70 - image)
-    cup = _edge(p["disc_radius"] * p["cup_disc_ratio"] - r, .04)
+    cup = edge(p["disc_radius"] * p["cup_disc_ratio"] - r, .04)
     image *= 1 - (.62 - .30 * disc - .22 * cup) * _vessels(p, u, z, x_disc, y_disc, len(x))   # fainter where they dive in
     image += .26 * cup
     image += p["haze"] * (.56 - image)
-    return .04 + (image - .04) * _field(len(x))
+    return .04 + (image - .04) * edge(p["pupil"] - _roundness(len(x)), .04)   # the field of view, dark outside
 
 
 def _vessels(p: dict, u: np.ndarray, z: np.ndarray, x_disc: float, y_disc: float, size: int) -> np.ndarray:
@@ -414,103 +363,16 @@ def _splat(points: np.ndarray, area: np.ndarray, p: dict, size: int) -> np.ndarr
     return np.minimum(np.bincount(at, weight, n * n).reshape(n, n)[1:-1, 1:-1], 1).astype(np.float32)
 
 
+PAINTERS = {"chest": _chest, "fundus": _fundus}
+
+
 def _acquire(image: np.ndarray, p: dict, u: np.ndarray, grain: np.ndarray) -> np.ndarray:
     """The detector: anti-scatter grid (fixed to it, within an eighth of a period), collimation border, exposure, noise -> uint8."""
     size = len(image)
-    cos, sin = _waves(size)
+    cos, sin = grid_waves(size)
     amplitude = np.array([p.get(k, 0.) for k in GRIDS], dtype=np.float32)
     phase = (2 * np.pi / 8 * u).astype(np.float32)
     texture = (amplitude * np.cos(phase)) @ cos - (amplitude * np.sin(phase)) @ sin
     image = image + texture.reshape(size, size) + p["border"] * _frame(size)
-    image = p["exposure"] * image + p["offset"] + .010 * grain
+    image = p["exposure"] * image + p["offset"] + .003 * grain
     return (np.minimum(np.maximum(image, 0), 1) * 255 + .5).astype(np.uint8)
-
-
-def measure(modality: str, image: np.ndarray) -> dict[str, float]:
-    """Estimate truth parameters from one image alone, uint8 or float in [0, 1], [size, size]; a generated one may be imperfect.
-
-    Keys are those of `truth`, units as in EFFECTS. Scales are approximate: compare with `measure` of real phantoms, not with
-    `truth` itself, when absolute values matter. Never NaN: a structure that is not found gives a finite, unusual value.
-    """
-    g = np.asarray(image)
-    g = _resample(np.nan_to_num(g.astype(np.float32)) / (255 if g.dtype == np.uint8 else 1), 64)
-    cos, sin = _waves(64)
-    window = np.hanning(64).astype(np.float32)
-    window = np.outer(window, window)
-    flat = ((g - ndimage.gaussian_filter(g, 4)) * window).ravel() * np.float32(2 / window.sum())
-    a, b = cos @ flat, sin @ flat
-    clean = g - (a @ cos + b @ sin).reshape(64, 64)
-    grids = {k: v for k, v in zip(GRIDS, np.hypot(a, b).tolist()) if k in EFFECTS[modality]["base"]}
-    corners = np.concatenate([g[:4, :4], g[:4, -4:]])                           # air (chest) or the dark mask (fundus)
-    own = (_measure_chest if modality == "chest" else _measure_fundus)(clean)
-    return own | grids | {"border": float(np.median(corners)) - .05}
-
-
-def _first(ray: np.ndarray, level: float) -> float:
-    """Fractional index at which a ray first falls below level; inf if it never does."""
-    below = np.flatnonzero(ray < level)
-    if len(below) == 0:
-        return np.inf
-    k = below[0]
-    return float(k - (level - ray[k]) / (ray[k - 1] - ray[k])) if k else 0.
-
-
-def _measure_chest(g: np.ndarray) -> dict[str, float]:
-    """Row by row, from the middle outwards: the heart ends where the grey falls half-way to the lung, the lung where it rises."""
-    smooth = ndimage.gaussian_filter(g, (1.5, .7))
-    sides = {-1: [], 1: []}
-    walls = []
-    for row in smooth[33:46]:
-        top = np.median(row[28:37])
-        wall = 0.
-        for side in sides:
-            ray = row[31::-1] if side < 0 else row[32:]
-            dark = 7 + int(np.argmin(ray[7:21]))
-            heart = _first(ray[:dark + 1], (ray[dark] + top) / 2)
-            far = dark + _first(-ray[dark:], -(ray[dark] + .35 * (top - ray[dark])))
-            sides[side].append(heart)
-            wall += far + 1
-        walls.append(wall)
-    left, right, walls = (np.array(v) for v in (*sides.values(), walls))
-    found = np.isfinite(left) & np.isfinite(right) & np.isfinite(walls)
-    ratio = 0.
-    if found.any():
-        ratio = (np.percentile(left[found], 90) + np.percentile(right[found], 90) + 2) / np.median(walls[found])
-    columns = np.r_[14:23, 41:50]
-    bright = max(float(np.median(g[30:46, 29:36])), .05) / .80                  # undoes the exposure
-    upper, lower = np.median(g[18:28, columns]) / bright, np.median(g[34:42, columns]) / bright
-    ribs = ndimage.gaussian_filter1d(g, 2, axis=1)[14:36, columns]
-    ribs = ribs - ndimage.gaussian_filter1d(ribs, 3, axis=0)
-    steps = [np.diff(np.median(smooth[36:62, c], axis=1)) for c in (slice(14, 23), slice(41, 50))]
-    dome = max(36.5 + np.argmax(step) for step in steps) / 32 - 1       # where the lung without effusion ends: the steepest rise
-    return {"diaphragm": float(dome), "heart_thorax_ratio": float(ratio), "lung_darkness": float(.60 - upper), "breast_shadow": float(lower - upper - .05),
-            "rib_contrast": float(2.5 * ribs.std() / bright)}
-
-
-@lru_cache(maxsize=1)
-def _disc_models() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Radial profiles of discs with cups, zero mean, unit norm [m, 56]; their radii (pixels of 64) and ratios [m]; weights [56]."""
-    r = np.arange(0, 14, .25)
-    radius, ratio = (v.ravel() for v in np.meshgrid(np.linspace(4, 10, 31), np.linspace(.1, .95, 35)))
-    disc, cup = (np.clip(.5 + (v[:, None] - r) / 1.5, 0, 1) for v in (radius, radius * ratio))
-    weight = (r + .5) / (r + .5).sum()
-    model = disc + cup
-    model = model - (model * weight).sum(1, keepdims=True)
-    return model / np.sqrt((model ** 2 * weight).sum(1, keepdims=True)), radius, ratio, weight
-
-
-def _measure_fundus(g: np.ndarray) -> dict[str, float]:
-    """Disc: brightest spot, then the best of a bank of radial profiles (upper quartile over angle looks past the vessels)."""
-    spot = ndimage.gaussian_filter(g, 2.5)
-    row, col = np.unravel_index(np.argmax(spot), spot.shape)
-    r, angle = np.arange(0, 14, .25), np.arange(0, 2 * np.pi, np.pi / 16)[:, None]
-    profile = ndimage.map_coordinates(g, np.stack([row + r * np.sin(angle), col + r * np.cos(angle)]), order=1, mode="nearest")
-    profile = np.percentile(profile, 70, axis=0)
-    models, radius, ratio, weight = _disc_models()
-    fit = models @ (profile * weight)
-    best = int(np.argmax(fit))
-    lines = ndimage.grey_closing(g, (5, 5)) - g
-    inner = slice(8, 56)
-    slope = np.polyfit(_grid(64)[1][inner, 0], np.median(g[inner, inner], axis=1), 1)[0]
-    return {"cup_disc_ratio": float(ratio[best]), "disc_radius": float(radius[best] / 32 - .025),
-            "vessel_width": float(lines[inner, inner].mean()), "gradient": float(slope)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from compdiff import scores
 from compdiff.frames import TITLES, Item
@@ -16,39 +17,58 @@ from compdiff.rendering import number
 from compdiff.stats import jeffreys
 from compdiff.tables import downstream_title
 
-GAPS = {"gap macro AUROC": "AUROC gap", "gap underdiagnosis": "under-\ndiagnosis gap"}
+WHOLE = ("macro AUROC", "underdiagnosis")  # a row of panels each
+SHORT = {"macro AUROC": "AUROC", "gap macro AUROC": "gap", "underdiagnosis": "underdiagnosis",
+         "gap underdiagnosis": "gap"}  # fmt: skip
 TEST = ("test", "zero_shot")  # splits of predictions.csv on which classifiers are judged
 PER_BIN, MAX_BINS = 20, 10  # images at least, and bins at most, of a reliability diagram
 
 
 @styled
 def downstream_gaps(results: pd.DataFrame, kind: str) -> Figure:
-    """Classifiers on real test images: overall AUROC and each gap between groups, per strategy and generator."""
+    """Classifiers on real test images, per strategy and generator: AUROC (above) and underdiagnosis (below), overall
+    and their gaps between the groups of each attribute. Gaps of intersections stand in Table 4.
+    """
     here = results[(results["stage"] == "downstream") & (results["group"] == "") & results["value"].notna()]
-    names = list(here[["metric", "group_kind"]].drop_duplicates().itertuples(index=False, name=None))
-    shown = [n for n in names if n == ("macro AUROC", "overall")]
-    shown += [(m, k) for m, k in names if m in GAPS and k != "overall"]
+    held = set(here[["metric", "group_kind"]].itertuples(index=False, name=None))
+    kinds = [k for k in here["group_kind"].unique() if k != "overall" and " x " not in k]
+    shown = [[(m, "overall"), *((f"gap {m}", k) for k in kinds)] for m in WHOLE]
+    shown = [line for line in shown if held & set(line)]
+    kinds = [k for k in kinds if any((f"gap {m}", k) in held for m in WHOLE)]
     if not shown:
         return absent("downstream gaps: not available")
     pairs = set(here[["setting", "method"]].itertuples(index=False, name=None))
     rows = sorted(pairs, key=lambda p: (p[0], list(TITLES).index(p[1]) if p[1] in TITLES else len(TITLES)))
-    fig = figure(PAGE, 1.0 + 0.17 * len(rows))
-    for ax, (metric, group) in zip(np.atleast_1d(fig.subplots(1, len(shown), sharey=True)), shown, strict=True):
-        part = here[(here["metric"] == metric) & (here["group_kind"] == group)].set_index(["setting", "method"])
-        for y, key in enumerate(rows):
-            if key in part.index:
-                row = part.loc[key].to_dict()
-                look = {"fmt": MARKER.get(key[1], "o"), "color": COLOUR.get(key[1], GREY)}
-                ax.errorbar(row["value"], y, xerr=error(row), ms=4, capsize=2, lw=1, **look)
-        ax.set(yticks=range(len(rows)), title=metric if group == "overall" else f"{group}:\n{GAPS[metric]}")
-        ax.set_yticklabels([f"{s}  {downstream_title(m)}" for s, m in rows])
-        ax.locator_params(axis="x", nbins=3)
-        ax.grid(axis="x", lw=0.3)
-    ax.invert_yaxis()
+    fig = figure(PAGE, 0.6 + (0.5 + 0.14 * len(rows)) * len(shown))
+    axes = fig.subplots(len(shown), 1 + len(kinds), sharey=True, squeeze=False)
+    for line, metrics in zip(axes, shown, strict=True):
+        panels = [n for n in metrics if n[1] in ("overall", *kinds)]
+        for ax, (metric, group) in zip(line, panels, strict=True):
+            _classifiers(ax, here[(here["metric"] == metric) & (here["group_kind"] == group)], rows)
+            ax.set_title(SHORT[metric] if group == "overall" else f"{SHORT[metric]}, {group}")
+    axes[0, 0].invert_yaxis()  # shared by all
     n = here["n"].dropna()
     size = f", n = {n.max():.0f} images" if len(n) else ""
-    fig.suptitle(f"Classifiers, tested on {kind}{size}; {intervals_of(here)}", fontsize=8)
+    fig.suptitle(f"Classifiers, tested on {kind}{size}; {intervals_of(here)}; only AUROC: higher is better", fontsize=8)
+    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     return fig
+
+
+def _classifiers(ax, part: pd.DataFrame, rows: Sequence[tuple[str, str]]) -> None:
+    """One panel: a number and its interval per (strategy, method); "n/a" where nobody has one."""
+    part = part.set_index(["setting", "method"])
+    for y, key in enumerate(rows):
+        if key in part.index:
+            row = part.loc[key].to_dict()
+            look = {"fmt": MARKER.get(key[1], "o"), "color": COLOUR.get(key[1], GREY)}
+            ax.errorbar(row["value"], y, xerr=error(row), ms=4, capsize=2, lw=1, **look)
+    if part.empty:
+        ax.text(0.5, 0.5, "not available", ha="center", color=GREY, fontsize=6, transform=ax.transAxes)
+        ax.set_xticks([])
+    ax.set_yticks(range(len(rows)), [f"{s}  {downstream_title(m)}" for s, m in rows])
+    ax.xaxis.set_major_locator(MaxNLocator(2))  # at most three ticks
+    ax.margins(x=0.12)
+    ax.grid(axis="x", lw=0.3)
 
 
 # --- reliability ------------------------------------------------------------------------------------------------------

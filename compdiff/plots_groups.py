@@ -188,8 +188,8 @@ def equity_points(results: pd.DataFrame, group_kind: str) -> tuple[pd.DataFrame,
             scaled = Item("quality", f"ES-{metric}", group_kind).of(results, key)
             y = scaled["value"] - x["value"] if frames.known(x, scaled) else np.nan
         else:
-            parts = results[(results["stage"] == "quality") & (results["metric"] == metric) & (results["note"] == "")]
-            parts = parts[~parts["group_kind"].isin(["overall", "cell", "held_out"])]
+            parts = results[(results["stage"] == "quality") & (results["metric"] == metric)]
+            parts = parts[~parts["group_kind"].isin(["overall", "cell", "held_out"]) & ~parts["note"].map(is_inline)]
             y = parts.loc[parts["method"] == key, "value"].max()
         if frames.known(x) and np.isfinite(y):
             points.append({"key": key, "x": x["value"], "y": y, "row": x})
@@ -203,7 +203,7 @@ def pareto(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
     """Quality (x) against inequality (y), one panel per attribute and one for KID; lower left is better.
 
     The line joins the methods that no other method beats in both. Grey: the floor that real images reach, and a copy of
-    the training set, which wins without having learnt anything.
+    the training set: best in quality without having learnt anything; how equal, depends on the attribute.
     """
     panels = {name or "worst category": equity_points(results, name) for name in (*schema.names, "")}
     panels = {name: p for name, p in panels.items() if p[0]["key"].isin(COLOUR).any()}
@@ -221,11 +221,12 @@ def pareto(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
         ax.step(best["x"], best["y"], where="post", color="black", lw=0.7, ls="--", zorder=0)
         ax.set(title=name, xlabel=x, ylabel=y if name in (next(iter(panels)), "worst category") else "")
         ax.locator_params(nbins=4)
-    n = points["row"].map(lambda r: r["n"]).min()
-    fig.suptitle(f"Quality against equity ({kind}, n = {n:.0f}; lower left is better; {intervals_of(results)})",
-                 fontsize=8)  # fmt: skip
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, handletextpad=0.2,
-               columnspacing=1)  # fmt: skip
+    sizes = pd.concat([p["row"][p["key"].isin(COLOUR)] for p, _, _ in panels.values()]).map(lambda r: r["n"])
+    fig.suptitle(f"Quality against equity ({kind}, n = {number_of_images(sizes)} images a method; lower left is better; "
+                 f"{intervals_of(results)})", fontsize=8)  # fmt: skip
+    named = [pair for ax in fig.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in named}  # a method may lack a number in one panel
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=4, handletextpad=0.2, columnspacing=1)
     return fig
 
 
@@ -245,7 +246,8 @@ def interaction_dial(by_dial: pd.DataFrame, kind: str) -> Figure:
         apart = part["dial"] + 0.012 * (max(dials) - min(dials)) * i  # so that no interval hides another
         ax.errorbar(apart, part["value"], yerr=bars, color=COLOUR[key], marker=MARKER[key], ms=4, capsize=2, lw=1,
                     label=TITLES[key])  # fmt: skip
-    ax.set(xlabel="interaction of the attributes (0 = additive)", ylabel="KID-lite0, held-out cells",
+    ax.set(xlabel="interaction of the attributes (0 = additive)",
+           ylabel=f"{Item('quality', 'KID').label(by_dial)}, held-out cells",
            title=f"Zero-shot error ({kind}, n = {by_dial['n'].min():.0f})")  # fmt: skip
     ax.set_xticks(dials, [f"{d:g}" for d in dials])
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, handletextpad=0.4)

@@ -50,13 +50,15 @@ def quality_bars(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
     return fig
 
 
-COMPARED = {Item("quality", "FID"): "lower", Item("quality", "KID"): "lower", Item("alignment", "accuracy"): "higher"}
-VERDICT_COLOUR = {"above": PALETTE[3], "below": PALETTE[0], "within noise": GREY}
+COMPARED = (Item("quality", "FID"), Item("quality", "KID"), Item("alignment", "accuracy"))
+WORTH_COLOUR = {"better": PALETTE[0], "worse": PALETTE[3], "within noise": GREY}
 
 
 @styled
 def forest(results: pd.DataFrame, kind: str) -> Figure:
     """Every pair of methods, a panel each for FID, KID and mean accuracy: difference, interval; open where it holds 0.
+
+    Blue: the first method is better, orange: worse, whichever side that is in the panel.
 
     Drawn are differences with an interval of their own (same resampled patients, or same seeds).
     """
@@ -73,15 +75,18 @@ def forest(results: pd.DataFrame, kind: str) -> Figure:
                 continue
             word = frames.word_of(row)
             marker = {"above": ">", "below": "<", "within noise": "o"}[word]
-            ax.errorbar(row["value"], y, xerr=error(row), fmt=marker, color=VERDICT_COLOUR[word], ms=4, capsize=2, lw=1,
+            good = {"lower": "below", "higher": "above"}[frames.better_is(item.metric)]
+            worth = word if word == "within noise" else "better" if word == good else "worse"
+            ax.errorbar(row["value"], y, xerr=error(row), fmt=marker, color=WORTH_COLOUR[worth], ms=4, capsize=2, lw=1,
                         mfc="white" if word == "within noise" else None)  # fmt: skip
         ax.axvline(0, color="black", lw=0.6)
         sizes = {f"{r['n']:.0f}" for _, r in rows if r is not None and pd.notna(r["n"])}
         n = "-".join(sorted(sizes, key=int))
-        ax.set(title=f"{item.label(results)}, n = {n}\n({COMPARED[item]} is better)", yticks=range(len(pairs)))
+        ax.set(title=f"{item.label(results)}, n = {n}\n{frames.beside(item.metric).strip()}", yticks=range(len(pairs)))
         ax.set_yticklabels([f"{short(a)} − {short(b)}" for a, b in pairs])
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="x", lw=0.3)
     ax.invert_yaxis()
-    fig.suptitle(f"First minus second method ({kind}; {intervals_of(results)}; open circle: within noise)", fontsize=8)
+    fig.suptitle(f"First minus second method ({kind}; {intervals_of(results)})\n"
+                 "blue: the first is better, orange: worse, open circle: within noise", fontsize=8)  # fmt: skip
     return fig

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from compdiff.attributes import Schema
 from compdiff.frames import TITLES
-from compdiff.plots import COLOUR, COLUMN, GREY, PAGE, PALETTE, absent, figure, styled
+from compdiff.plots import COLUMN, GREY, PAGE, PALETTE, absent, figure, styled
 
 
 @styled
@@ -47,8 +47,8 @@ def uncertainty(frame: pd.DataFrame | None, held_out: Sequence[str], kind: str) 
     fig = figure(COLUMN, 2.4)
     ax = fig.subplots()
     out = frame["name"].isin(held_out)
-    ax.scatter(frame["train_n"][~out], frame["sigma"][~out], s=14, color=COLOUR["hcn"], label="seen in training", lw=0)
-    ax.scatter(frame["train_n"][out], frame["sigma"][out], s=18, fc="none", ec=COLOUR["text"], label="held out", lw=1)
+    ax.scatter(frame["train_n"][~out], frame["sigma"][~out], s=14, color=PALETTE[0], label="seen in training", lw=0)
+    ax.scatter(frame["train_n"][out], frame["sigma"][out], s=18, fc="none", ec=PALETTE[3], label="held out", lw=1)
     ax.set_xscale("symlog", linthresh=1)
     top = max(10, int(frame["train_n"].max()))
     ticks = [0, *(10**p for p in range(int(np.log10(top)) + 1))]

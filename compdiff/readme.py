@@ -1,4 +1,4 @@
-"""The generated parts of README.md: results beside the published numbers, and the budget.
+"""The generated parts of README.md: what was found, results beside the published numbers, and the budget.
 
 `python -m compdiff.readme` renews them.
 """
@@ -18,11 +18,11 @@ from compdiff.rendering import markdown_table, number, shown
 
 NO_RESULTS = "No results here yet: run `make paper`."
 ITEMS = (  # paper item, table file, panel ("" = any), columns that begin with, notebook
-    ("Table 1, FID", "table1", "Quality", "FID-", "06, 08"),
-    ("Table 1, ES-FID", "table1", "Equity", "ES-FID-", "06, 08"),
-    ("Table 1, disease AUROC", "table1", "What was asked for", "disease AUROC", "06, 08"),
+    ("Table 1, FID (lower is better)", "table1", "Quality", "FID-", "06, 08"),
+    ("Table 1, ES-FID (lower is better)", "table1", "Equity", "ES-FID-", "06, 08"),
+    ("Table 1, disease AUROC (higher is better)", "table1", "What was asked for", "disease AUROC", "06, 08"),
     (
-        "Figure, attribute accuracy",
+        "Figure, attribute accuracy (higher is better)",
         "table1",
         "What was asked for",
         ("age accuracy", "sex accuracy", "race accuracy", "view accuracy"),
@@ -30,13 +30,13 @@ ITEMS = (  # paper item, table file, panel ("" = any), columns that begin with, 
     ),
 )
 SHOWN = ("text", "fairdiffusion", "hcn")  # the three methods that the paper compares
-WHOLE_TABLES = (
-    ("Table 2, intersections", "table2", "06, 08"),
-    ("Table 3, zero-shot", "table3", "06, 08"),
-    ("Table 4, downstream", "table4", "07, 08"),
-    ("Table 5, ablation", "table5", "02, 03, 06, 08"),
-    ("Every published number, and the direction of each comparison", "published", "06, 08"),
-)
+WHOLE_TABLES = {  # file: its link's text
+    "table2": "Table 2, intersections",
+    "table3": "Table 3, zero-shot",
+    "table4": "Table 4, downstream",
+    "table5": "Table 5, ablation (with `ABLATION=1`)",
+    "published": "every published number, and the direction of each comparison",
+}
 
 
 def command(dataset: str) -> str:
@@ -82,12 +82,11 @@ def item_rows(dataset: str, folder: Path) -> list[dict[str, str]]:
             rows.append({"paper item": f"{dataset}: {title}", "notebook": notebook, "command": command(dataset),
                          "published": _three(table, panel, paper) if paper in set(here["column"]) else NOT_IN_RECORD,
                          "ours": f"{column}: {_three(table, panel, column)}{size}"})  # fmt: skip
-    for title, file, notebook in WHOLE_TABLES:
-        if (folder / f"{file}.csv").exists():
-            link = f"[{file}.md](figures/{dataset}/{file}.md)"
-            ablation = command(dataset)[:-1] + " ABLATION=1`" if file == "table5" else command(dataset)
-            rows.append({"paper item": f"{dataset}: {title}", "notebook": notebook, "command": ablation,
-                         "published": "beside ours in the table", "ours": link})  # fmt: skip
+    links = [f"[{title}](figures/{dataset}/{file}.md)" for file, title in WHOLE_TABLES.items()
+             if (folder / f"{file}.csv").exists()]  # fmt: skip
+    if links:
+        rows.append({"paper item": f"{dataset}: whole tables", "notebook": "06, 07, 08", "command": command(dataset),
+                     "published": "beside ours in each", "ours": "; ".join(links)})  # fmt: skip
     return rows
 
 
@@ -100,6 +99,27 @@ def readme_block(figures: Path = paths.FIGURES) -> str:
     table = pd.DataFrame(rows).set_index("paper item")
     order = " / ".join(TITLES[m] for m in SHOWN)
     return f"Each cell: {order}.\n\n{markdown_table(table, 'paper item')}"
+
+
+GATE = re.compile(r"- \*(?P<gate>[^*]+)\*: .*?holds in (?P<holds>\d+) of (?P<all>\d+)")
+VERDICT = re.compile(r"- (?P<method>[^:|*]+): \*\*(?P<word>composes|falls short|within noise|cannot be said)\*\* \(")
+UNSEEN = "unseen combinations: "
+
+
+def findings_block(figures: Path = paths.FIGURES) -> str:
+    """Each dataset's gates and verdicts on unseen combinations, from figures/*/report.md (notebook 08 writes it)."""
+    rows = {}
+    for file in sorted(Path(figures).glob("*/report.md")):
+        lines = file.read_text().splitlines()
+        gates = [m for m in map(GATE.match, lines) if m]
+        words = {m["method"]: m["word"] for m in map(VERDICT.match, lines) if m}
+        row = {m["gate"]: f"{m['holds']} of {m['all']}" for m in gates}
+        for word in dict.fromkeys(words.values()):
+            row[UNSEEN + word] = ", ".join(name for name, w in words.items() if w == word)
+        rows[f"[{file.parent.name}](figures/{file.parent.name}/report.md)"] = row
+    if not rows:
+        return NO_RESULTS
+    return markdown_table(pd.DataFrame.from_dict(rows, orient="index").fillna("-"), "dataset (its report)")
 
 
 # --- budget -------------------------------------------------------------------------------------------------------
@@ -162,7 +182,7 @@ def renew(text: str, blocks: dict[str, str]) -> str:
 
 
 def blocks(figures: Path = paths.FIGURES) -> dict[str, str]:
-    return {"results": readme_block(figures), "budget": budget_block(figures)}
+    return {"findings": findings_block(figures), "results": readme_block(figures), "budget": budget_block(figures)}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from compdiff import published, record
 from compdiff.frames import NOT_AVAILABLE, TITLES
 
 DAGGER = "†"
+MAX_NOTES = 6  # of one column below a table
 INELIGIBLE = f"{DAGGER} ineligible (the CSV says why): shown, but no claim rests on it."
 Pages = Mapping[str, pd.DataFrame]  # panel title -> strings, the index is the first column
 
@@ -59,15 +60,25 @@ def is_inline(note: str) -> bool:
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 def footnotes(table: pd.DataFrame) -> list[str]:
-    """What the daggers mean, and the explaining notes, once per column."""
+    """What the daggers mean, and the explaining notes, once per column, with the rows that they are about."""
     valued = table[table["value"].notna() & (table["note"] != "")]
     inline = valued["note"].map(is_inline).astype(bool)
     lines = [INELIGIBLE] if inline.any() else []
     missing = table[table["value"].isna() & table["note"].map(is_remedy).astype(bool)]
     told = pd.concat([valued[~inline], missing])
-    for column, notes in told.groupby("column", sort=False)["note"].unique().items():
-        lines.append(f"{column}: {'; '.join(notes[:4])}{' ...' if len(notes) > 4 else ''}.")
+    for column, part in told.groupby("column", sort=False):
+        there = table[(table["column"] == column) & (table["value"].notna() | table.index.isin(missing.index))]
+        texts = [whose(mine, there) + note for note, mine in part.groupby("note", sort=False)]
+        lines.append(f"{column}: {'; '.join(texts[:MAX_NOTES])}{' ...' if len(texts) > MAX_NOTES else ''}.")
     return lines
+
+
+def whose(part: pd.DataFrame, there: pd.DataFrame) -> str:
+    """Of which panels, or else rows, of a column a note is told: "Text baseline, Flat encoder: "; "" for all of it."""
+    for what in ("panel", "row"):
+        if part[what].nunique() < there[what].nunique():
+            return ", ".join(part[what].unique()) + ": "
+    return ""
 
 
 def seeds_note(table: pd.DataFrame) -> str:
@@ -107,11 +118,13 @@ def published_pages(numbers: pd.DataFrame, pairs: pd.DataFrame) -> Pages:
         return {}
     rows = {}
     for (table, metric, group), part in numbers.groupby(["table", "metric", "group"], sort=False):
+        other = other_metric(part, metric)
         own = [shown({**r, "value": r["ours"], "column": "", "key": ""}).split(":")[0] for r in part.to_dict("records")]
+        own = [f"{other} {text}" if other and text[:1].isdigit() else text for text in own]
         why = dict.fromkeys(n.removeprefix(f"{NOT_AVAILABLE}: ") for n in part["note"] if n)
         printed = [number(v) + (f" ({number(s)})" if pd.notna(s) else "")
                    for v, s in zip(part["published"], part["published std"], strict=True)]  # fmt: skip
-        rows[f"{table}: {metric}, {group}"] = {
+        rows[f"{table}: {metric}{f' (ours: {other})' if other else ''}, {group}"] = {
             "published": " / ".join(printed), "ours": in_turn(own), "n": number_range(part["n"].dropna()),
             "seeds": number_range(part["seeds"].dropna()),
             "differs, or why not": "; ".join([*filter(None, part["differs"].unique()), *why]),
@@ -124,9 +137,16 @@ def published_pages(numbers: pd.DataFrame, pairs: pd.DataFrame) -> Pages:
         columns = here["a"].map(TITLES) + " - " + here["b"].map(TITLES)
         cells = pd.DataFrame({"row": name, "column": columns, "text": here["published"] + ": " + here["verdict"]})
         grid = cells.pivot(index="row", columns="column", values="text")
-        pages[f"Direction, {reading}"] = grid.reindex(index=name.unique(), columns=columns.unique()).fillna("")
+        grid = grid.reindex(index=name.unique(), columns=columns.unique()).fillna("")
+        pages[f"Direction, {reading} (published sign: what ours says)"] = grid
         pages[f"Pairs of methods, {reading}"] = published.tally(pairs, reading).astype(str)
     return pages
+
+
+def other_metric(part: pd.DataFrame, metric: str) -> str:
+    """The metric that stands for the printed one in ours (KID where a cell is too small for FID), "" if the same."""
+    told = [d.split("; ")[-1].split("-")[0] for d in part["differs"].unique() if "-" in d]
+    return next((t for t in told if t == "KID" and "FID" in metric), "")
 
 
 def number_range(sizes: pd.Series) -> str:

@@ -19,6 +19,7 @@ from compdiff import record, shards, strategies
 from compdiff.attributes import AGE, AGE_THRESHOLDS
 from compdiff.config import Config, SampleConfig
 from compdiff.datasets import Data
+from compdiff.devices import on_accelerator
 from compdiff.diffusion import Denoiser, Diffusion, step_back
 
 LABEL = "synthetic image, not a patient"
@@ -42,7 +43,13 @@ def sample(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attrib
     """
     model.eval()
     model.unet.to(memory_format=torch.channels_last)  # a tenth faster; training gains nothing by it
-    device = next(model.parameters()).device
+    with on_accelerator(model, base.vae) as device:
+        return base.decode(_denoise(model, base, text, empty, attributes, seeds, config, extra, device))
+
+
+def _denoise(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attributes: Tensor, seeds: list[int],
+             config: SampleConfig, extra: dict[str, Tensor], device: torch.device) -> Tensor:  # fmt: skip
+    """From noise to latents [B, C, h, w]; arguments as in `sample`."""
     n, side = len(seeds), base.unet.config.sample_size
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     shape = (base.channels, side, side)
@@ -64,7 +71,7 @@ def sample(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attrib
             unconditional, conditional = model.predict(torch.cat([scaled, scaled]), t, both, **twice).chunk(2)
             prediction = unconditional + config.guidance * (conditional - unconditional)
         z = step_back(scheduler, prediction, t, z, generators)
-    return base.decode(z)
+    return z
 
 
 def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: np.ndarray, model: Denoiser, base: Diffusion,
@@ -92,12 +99,13 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
             listing.unlink(missing_ok=True)
         text, empty = (base.tokenize(prompts), base.tokenize([""])[0]) if len(missing) else (None, None)
         batches = [missing[i : i + config.sample_batch] for i in range(0, len(missing), config.sample_batch)]
-        for part in tqdm(batches, disable=not bar):
-            seeds = table["seed"].iloc[part].tolist()
-            given = {name: value[part] for name, value in extra.items()}
-            images = sample(model, base, text[part], empty, torch.as_tensor(attributes)[part], seeds, config, **given)
-            for row, image in zip(part, images, strict=True):
-                save_png(files[row], image)
+        with on_accelerator(model, base.vae):
+            for part in tqdm(batches, disable=not bar):
+                seeds = table["seed"].iloc[part].tolist()
+                given = {name: value[part] for name, value in extra.items()}
+                images = sample(model, base, text[part], empty, torch.as_tensor(attributes)[part], seeds, config, **given)
+                for row, image in zip(part, images, strict=True):
+                    save_png(files[row], image)
         if not listing.exists() and all(file.exists() for file in files):
             with record.atomic(listing) as temporary:
                 table.to_csv(temporary, index=False)

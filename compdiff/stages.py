@@ -30,6 +30,7 @@ class Stage:
     trains: tuple[str, ...] = ()  # methods it may train; () = it takes every method of the run
     loads: tuple[str, ...] = ()  # modules that it imports by name at run time (methods.build_conditioner)
     files: tuple[str, ...] = ()  # files of the repository that it reads
+    beside: tuple[str, ...] = ()  # files of other runs that it reads, below RUNS; {profile} and every {seed} filled in
     to_figures: bool = False  # writes below the figures folder instead of the run folder
 
 
@@ -80,6 +81,8 @@ STAGES: tuple[Stage, ...] = (
         parameters=("dataset", "profile", "seeds", "runs", "methods", "figures"),
         outputs=("table1.csv", "*.csv", "*.md", "*.tex", "*.svg", "*.png"), to_figures=True,
         files=("compdiff/*.csv",),
+        beside=("dial*/{profile}/{dataset}/data/index.json",
+                "dial*/{profile}/{dataset}/seed{seed}/results/06_metrics.csv"),
     ),
 )  # fmt: skip
 
@@ -193,6 +196,7 @@ class Step:
         found[f"manifest {self.dataset}.yaml"] = record.sha256_json(p.manifest(self.dataset))
         files = sorted({f for pattern in self.stage.files for f in p.root.glob(pattern) if f.is_file()})
         found |= {f"file {f.relative_to(p.root).as_posix()}": record.sha256_file(f) for f in files}
+        found |= {f"other run {name}": record.sha256_file(f) for name, f in self.beside().items()}
         if sent.get("data_root") and self.stage.scope == "dataset":
             found["DATA_ROOT's content"] = folder_summary(p.root / str(sent["data_root"]))
         if (base := found.get("setting base")) and (p.root / Path(str(base)).expanduser()).is_dir():
@@ -200,6 +204,12 @@ class Step:
         if "setting weights" in found:
             found["files of judges"] = files_summary(paths.weights_root(str(found["setting weights"])))
         return record.without_places(found)
+
+    def beside(self) -> dict[str, Path]:
+        """Files of other runs that the stage reads, by their path below RUNS."""
+        runs, about = paths.runs_root(self.request.runs), {"profile": self.request.profile, "dataset": self.dataset}
+        names = (p.format(seed=seed, **about) for p in self.stage.beside for seed in self.seeds)
+        return {f.relative_to(runs).as_posix(): f for name in names for f in sorted(runs.glob(name)) if f.is_file()}
 
     def output_paths(self, optional: bool = True) -> dict[str, list[Path]]:
         """{pattern, filled in: what matches it below `base`}."""

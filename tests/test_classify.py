@@ -100,6 +100,27 @@ def test_training_stops_when_patience_is_spent_and_can_start_from_a_model(traine
         classify.fit(*data[:4], {"sex": heads["sex"]}, QUICK, seed=0, init=model)
 
 
+def test_batches_cycle_through_all_images_without_replacement():
+    torch.manual_seed(0)
+    stream = classify.batches(10, 3)
+    passes = [torch.cat([next(stream) for _ in range(3)]).tolist() for _ in range(40)]
+    assert all(len(set(p)) == 9 for p in passes) and len({tuple(p) for p in passes}) == 40
+    assert set().union(*passes) == set(range(10)), "whoever waits in one pass has its turn in another"
+
+
+def test_an_epoch_of_fixed_length_goes_on_where_the_last_one_ended(trained, monkeypatch):
+    """Half a pass per epoch and twice the epochs: the same images in the same order as whole passes."""
+    data, seen = trained[1], []
+    monkeypatch.setattr(classify, "augment", lambda x, training: seen.append(x[:, 0, 0, 0]) or x)
+    runs = []
+    for training in (replace(QUICK, epochs=1), replace(QUICK, epochs=3, epoch_steps=5)):
+        seen.clear()
+        classify.fit(*data, training, seed=0)
+        runs.append(torch.cat(seen))
+    assert len(runs[0]) == 240 and len(runs[1]) == 240
+    assert torch.equal(*runs)
+
+
 def test_balanced_training_finds_the_rare_class():
     (images, table), (val_images, val_table) = cohort(200, 5, share=0.04), cohort(50, 6, share=0.04)
     heads = {"sex": classify.make_heads(table, SCHEMA)["sex"]}

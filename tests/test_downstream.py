@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from compdiff import classify, config, datasets, downstream, networks, outcomes, sample
+from compdiff import classify, comparisons, config, datasets, downstream, networks, outcomes, sample
 from compdiff.classify import Head, Training
 from compdiff.config import EvalConfig
 from compdiff.downstream import REAL, Bench
@@ -71,9 +71,9 @@ def test_one_classifier_without_synthetic_images_and_one_per_generator_else():
     assert found == [("1a", REAL), ("1d", "text"), ("1d", "hcn"), ("5b", REAL)]
 
 
-def test_the_demo_trains_ten_classifiers():
+def test_the_demo_trains_eleven_classifiers():
     found = {downstream.folder_name(s, m, False) for s, m in downstream.fits((), ("text", "fairdiffusion", "hcn"))}
-    assert len(found) == 10
+    assert len(found) == 11
 
 
 def test_rows_that_train_alike_share_a_classifier():
@@ -135,6 +135,32 @@ def test_every_row_of_the_table_runs_and_a_second_time_trains_nothing(bench, cou
     frame = pd.DataFrame(rows)
     assert not frame.duplicated(["stage", "method", "setting", "group_kind", "group", "metric"]).any()
     assert frame.loc[frame["value"].isna(), "note"].str.startswith("ineligible").all()
+
+
+def test_every_row_is_trained_for_as_many_steps_however_much_it_sees(bench, monkeypatch):
+    steps, augment = [], classify.augment
+    monkeypatch.setattr(classify, "augment", lambda x, training: steps.append(len(x)) or augment(x, training))
+    slow = replace(bench, methods=("hcn",), config=replace(QUICK, downstream_epochs=4))
+    monkeypatch.setitem(classify.RECIPES, "downstream", Training(size=32, batch=16))
+    found = {}
+    for name in ("1a", "1b", "1c", "1d", "2b", "3a", "6a"):
+        steps.clear()
+        downstream.run_all(slow, [name])
+        found[name] = list(steps)
+    one_pass = 40 // 16
+    assert {name: len(s) for name, s in found.items()} == dict.fromkeys(found, 4 * one_pass)
+    assert found["3a"] == [16] * 4 + [4] * 4, "half of the epochs for each phase; a tenth of the patients is four"
+
+
+def test_1a_again_differs_from_1a_by_its_seed_only(bench, counted, monkeypatch):
+    seeds, fit = [], classify.fit
+    monkeypatch.setattr(classify, "fit", lambda *a: seeds.append((a[0].tobytes(), a[5], a[6])) or fit(*a))
+    (once, again), _ = downstream.run_all(bench, ["1a", "1a-again"])
+    assert seeds[0][:2] == seeds[1][:2] and [s for *_, s in seeds] == [0, 1000]
+    assert once.table["id"].equals(again.table["id"]) and not once.table.equals(again.table)
+    tables = {(j.setting, j.method): j.table for j in (once, again)}
+    rows = comparisons.against_real(tables, bench.data.label_names, 20, 0)
+    assert {r["setting"] for r in rows} == {"1a-again"}
 
 
 def test_other_images_train_anew_and_a_lost_predictions_file_does_not(bench, counted):

@@ -1,11 +1,13 @@
 """06: sets matched by request, controls that are what they say, rows against plain computations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import linalg
 
-from compdiff import alignment, evaluate, metrics, sample
+from compdiff import alignment, controls, evaluate, frames, metrics, sample
 from compdiff.attributes import AGE, SEX, Schema
 
 SCHEMA = Schema((AGE, SEX))
@@ -18,8 +20,9 @@ def people(n, seed, without=None, per_patient=1):
     rng = np.random.default_rng(seed)
     cells = rng.choice([i for i, c in enumerate(CELLS) if c != without], n)
     names = [SCHEMA.decode(CELLS[i]) for i in cells]
-    table = pd.DataFrame(names).assign(id=[f"{seed}-{i}" for i in range(n)], cell=cells, age_years=rng.integers(2, 95, n),
-                                       patient=[f"p{seed}-{i // per_patient}" for i in range(n)], y_spot=rng.integers(0, 2, n))  # fmt: skip
+    table = pd.DataFrame(names).assign(
+        id=[f"{seed}-{i}" for i in range(n)], cell=cells, age_years=rng.integers(2, 95, n),
+        patient=[f"p{seed}-{i // per_patient}" for i in range(n)], y_spot=rng.integers(0, 2, n))  # fmt: skip
     shift = np.array([CELLS[i] for i in cells])
     features = rng.normal(size=(n, 8)) + np.pad(shift, ((0, 0), (0, 6)))
     images = rng.integers(0, 256, (n, 32, 32)).astype(np.uint8)
@@ -55,10 +58,10 @@ def fake(ref, method="hcn", seed=5):
     return evaluate.ImageSet(method, ref.images[::-1], features, ref.patients, np.arange(len(ref.rows)))
 
 
-# --- sets and controls ---------------------------------------------------------------------------------------------------
+# --- sets and controls ------------------------------------------------------------------------------------------------
 def test_copies_come_from_the_requested_cell_or_the_nearest(ref, train):
     table, features, images = train
-    copy = evaluate.copies(ref, table, images, features, seed=0)
+    copy = controls.copies(ref, table, images, features, seed=0)
     source = {image.tobytes(): i for i, image in enumerate(images)}
     have = table[["age", "sex"]].to_numpy()
     for image, want, patient in zip(copy.images, ref.rows[["age", "sex"]].to_numpy(), copy.patients, strict=True):
@@ -73,7 +76,7 @@ def test_copies_come_from_the_requested_cell_or_the_nearest(ref, train):
 
 def test_real_train_matches_cells_and_uses_no_image_twice(ref, train):
     table, features, images = train
-    s = evaluate.real_train(ref, table, images, features, seed=0)
+    s = controls.real_train(ref, table, images, features, seed=0)
     source = {image.tobytes(): i for i, image in enumerate(images)}
     used = [source[image.tobytes()] for image in s.images]
     assert len(set(used)) == len(used) and len(set(s.at)) == len(s.at)
@@ -84,7 +87,7 @@ def test_real_train_matches_cells_and_uses_no_image_twice(ref, train):
 
 def test_shuffled_holds_the_same_images_in_another_order(ref):
     s = fake(ref)
-    mixed = evaluate.shuffled(s, 0)
+    mixed = controls.shuffled(s, 0)
     assert sorted(i.tobytes() for i in mixed.images) == sorted(i.tobytes() for i in s.images)
     assert metrics.fid(mixed.features, ref.features) == pytest.approx(metrics.fid(s.features, ref.features))
     assert (mixed.images != s.images).any(axis=(1, 2)).mean() > 0.9
@@ -107,9 +110,9 @@ def test_a_generated_set_is_laid_beside_its_requests(ref, tmp_path):
         evaluate.generated("hcn", tmp_path / "hcn", ref, None)
 
 
-# --- quality -------------------------------------------------------------------------------------------------------------
+# --- quality ----------------------------------------------------------------------------------------------------------
 def test_quality_rows_are_plain_distances_of_the_groups_images(ref, train):
-    s = evaluate.copies(ref, *(train[i] for i in (0, 2, 1)), seed=0)
+    s = controls.copies(ref, *(train[i] for i in (0, 2, 1)), seed=0)
     rows = evaluate.quality(s, ref, 20, 0)
     women = (ref.rows["sex"] == "Female").to_numpy()
     a, b = s.features[women], ref.features[women]
@@ -127,7 +130,8 @@ def test_small_groups_are_shown_and_marked(ref):
     cells = [r for r in rows if r["group_kind"] == "cell" and r["metric"] == "FID"]
     assert len(cells) == len(CELLS)
     for r in cells:
-        assert (r["n"] < 30) == np.isnan(r["value"]) and (r["note"] == f"ineligible: n = {r['n']} < 30") == (r["n"] < 30)
+        few = r["n"] < 30
+        assert np.isnan(r["value"]) == few and (r["note"] == f"ineligible: n = {r['n']} < 30") == few
     assert min(r["n"] for r in cells) < 30
 
 
@@ -135,9 +139,26 @@ def test_few_patients_allow_overall_fid_and_kid_only():
     few = make_reference(seed=3, per_patient=4)
     rows = evaluate.quality(fake(few), few, 10, 0)
     assert np.isfinite(value(rows, "FID")["value"]) and np.isfinite(value(rows, "KID", ("sex", "Male"))["value"])
+    assert value(rows, "FID")["note"] == value(rows, "KID")["note"] == "200 images of 50 patients"
+    men = few.rows[few.rows["sex"] == "Male"]
+    assert value(rows, "KID", ("sex", "Male"))["note"] == f"{len(men)} images of {men['patient'].nunique()} patients"
     assert np.isnan(value(rows, "FID", ("sex", "Male"))["value"])
     assert "50 patients" in value(rows, "FID", ("sex", "Male"))["note"]
     assert not [r for r in rows if r["metric"] == "FID-matched"]
+
+
+def test_images_of_the_same_patients_widen_the_intervals_and_one_image_each_has_no_note(ref):
+    """Four images of each patient that differ by nothing are worth one: the interval is that of the patients."""
+    small, four = make_reference(n=60, seed=8), np.repeat(np.arange(60), 4)
+    often = evaluate.Reference(small.rows.iloc[four].reset_index(drop=True), small.images[four], small.features[four],
+                               {("overall", ""): np.ones(240, bool)}, SCHEMA)  # fmt: skip
+    one, many = fake(small), replace(fake(often), features=fake(small).features[four])
+    width = {}
+    for name, s, r in (("one", one, small), ("many", many, often)):
+        rows = evaluate.distances(s, r, 400, 0)
+        width[name] = [value(rows, m)["hi"] - value(rows, m)["lo"] for m in ("FID", "KID")]
+    np.testing.assert_allclose(width["many"], width["one"], rtol=0.1)  # images as if independent: half as wide
+    assert value(evaluate.distances(fake(ref), ref, 10, 0), "FID")["note"] == ""
 
 
 def test_matched_fid_has_one_size(ref):
@@ -221,17 +242,15 @@ def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):
     bad.features[:] += 1.0
     twin = fake(ref, "flat")
     rows = evaluate.differences([good, bad, twin], ref, 50, 0)
-    assert [s.split(" (")[0] for s in evaluate.within_noise(rows)] == [
-        "KID: hcn is below text", "KID: hcn is within noise of flat", "KID: text is above flat"]  # fmt: skip
+    assert [(r["method"], r["metric"], frames.word_of(r)) for r in rows] == [
+        ("hcn", "KID minus text", "below"), ("hcn", "KID minus flat", "within noise"), ("text", "KID minus flat", "above")]
 
 
 def test_a_difference_without_interval_is_neither_above_nor_below():
-    row = evaluate.result("difference", "hcn", ("overall", ""), "AUROC minus 1a", 0.2, 40, 0, note="too few", setting="1b")
+    row = evaluate.result("difference", "hcn", ("overall", ""), "AUROC minus 1a", 0.2, 40, 0, "", "too few", "1b")
     none = row | {"value": np.nan, "note": "ineligible: 3 positives < 10"}
-    said = evaluate.within_noise([row, row | {"note": "", "lo": 0.1, "hi": 0.3}, none])
-    assert said == ["AUROC: 1b with hcn cannot be told from 1a (+0.2, too few)",
-                    "AUROC: 1b with hcn is above 1a (+0.2, +0.1 to +0.3)",
-                    "AUROC: 1b with hcn cannot be told from 1a (ineligible: 3 positives < 10)"]  # fmt: skip
+    words = [frames.word_of(r) for r in (row, row | {"note": "", "lo": 0.1, "hi": 0.3}, none)]
+    assert words == ["cannot be said", "above", "cannot be said"]
 
 
 # --- alignment, measurement -----------------------------------------------------------------------------------------
@@ -239,18 +258,20 @@ def oracle(rows, wrong=0):
     """A judge that reads the requests, and errs on the first `wrong` sexes; ages 10 years off."""
     sex = np.eye(2)[[SEX.index(s) for s in rows["sex"]]]
     sex[:wrong] = 1 - sex[:wrong]
-    return {"age": np.eye(5)[[AGE.index(a) for a in rows["age"]]], "sex": sex, "age_years": rows["age_years"].to_numpy(float) + 10,
-            "labels": rows[["y_spot"]].to_numpy(float)}  # fmt: skip
+    return {"age": np.eye(5)[[AGE.index(a) for a in rows["age"]]], "sex": sex,
+            "age_years": rows["age_years"].to_numpy(float) + 10, "labels": rows[["y_spot"]].to_numpy(float)}  # fmt: skip
 
 
 def test_alignment_counts_what_the_judge_says_against_the_request(ref):
     rows = alignment.alignment(fake(ref), ref, oracle(ref.rows, wrong=50), ("spot",), 50, 0)
     assert value(rows, "accuracy:age")["value"] == 1.0 and value(rows, "accuracy:sex")["value"] == 0.75
-    assert value(rows, "accuracy")["value"] == pytest.approx(0.875) and value(rows, "age RMSE")["value"] == pytest.approx(10)
+    assert value(rows, "accuracy")["value"] == pytest.approx(0.875)
+    assert value(rows, "age RMSE")["value"] == pytest.approx(10)
     assert value(rows, "AUROC:spot")["value"] == 1.0
     assert value(rows, "accuracy:age")["hi"] == 1 > value(rows, "accuracy:age")["lo"] > 0.97  # 200 of 200 patients
     sex = value(rows, "accuracy:sex")
-    assert sex["lo"] < 0.75 < sex["hi"] and sex["hi"] - sex["lo"] == pytest.approx(4 * np.sqrt(0.75 * 0.25 / 200), rel=0.4)
+    assert sex["lo"] < 0.75 < sex["hi"]
+    assert sex["hi"] - sex["lo"] == pytest.approx(4 * np.sqrt(0.75 * 0.25 / 200), rel=0.4)
 
 
 def test_correlation_is_numpys_with_integer_weights():

@@ -89,21 +89,6 @@ def test_small_groups_are_marked_and_keep_their_numbers():
     assert fairness.images_note(30) == fairness.images_note(16, least=16) == ""
 
 
-def test_parity_gaps_of_each_kind_leave_ineligible_groups_out_and_name_them():
-    values = {("overall", ""): 0.2, ("sex", "Male"): 0.1, ("sex", "Female"): 0.3, ("race", "White"): 0.2,
-              ("race", "Black"): 0.25, ("race", "Asian"): 0.9, ("age", "80+"): 0.2, ("age", "0-18"): np.nan}  # fmt: skip
-    notes = {("race", "Asian"): "ineligible: 3 negatives < 20", ("age", "0-18"): "ineligible: 0 negatives < 20"}
-    found = fairness.parity_gaps(values, notes | {("sex", "Male"): ""})
-    assert list(found) == ["sex", "race", "age"]
-    assert found["sex"].values == pytest.approx(fairness.gaps(0.2, [0.1, 0.3]))
-    assert (found["sex"].smallest, found["sex"].largest, found["sex"].note) == ("Male", "Female", "")
-    assert found["race"].values["max-min"] == pytest.approx(0.05)
-    assert found["race"].note == "without Asian (ineligible)"
-    assert found["age"] == fairness.Gaps({}, "", "", "ineligible: fewer than two eligible groups")
-    with pytest.raises(ValueError, match="finite"):
-        fairness.parity_gaps(values, {})  # an undefined rate must come with its note
-
-
 def decisions(n=400, seed=0):
     rng = np.random.default_rng(seed)
     group = rng.choice(["White", "Black", "Asian"], n)

@@ -1,5 +1,7 @@
 """Seeds combined, differences between methods and verdicts, against scipy and by hand."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,3 +106,30 @@ def test_two_extractors_are_two_numbers():
     assert Item("quality", "FID").of(results, "text")["value"] == 20.0
     assert Item("quality", "FID", extractor="inception").of(results, "text")["value"] == 7.0
     assert Item("quality", "FID", extractor="inception").label(results) == "FID-inception"
+
+
+def dial_run(root, name, dial, seeds=(0,)):
+    """A run folder as notebooks 01 and 06 leave it: phantoms of one `interaction`."""
+    folder = root / name / "demo" / "chest"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "index.json").write_text(json.dumps({"settings": {} if dial is None else {"interaction": dial}}))
+    frame = made_up(seeds)
+    for seed in seeds:
+        record.save_results(frame[frame["seed"] == seed], folder / f"seed{seed}" / "results" / "06_metrics.csv")
+    return folder
+
+
+def test_runs_of_other_dials_are_read_for_the_seeds_of_this_run(tmp_path):
+    folders = [dial_run(tmp_path, "here", 0.5, (0, 1)), dial_run(tmp_path, "dial0", 0.0, (0, 1, 2)),
+               dial_run(tmp_path, "dial1", 1.0, (0,)), dial_run(tmp_path, "real", None, (0, 1))]  # fmt: skip
+    found = frames.read_dials(folders, [0, 1])
+    assert list(found) == [0.5, 0.0], "without the run that lacks seed 1, and the one that has no dial"
+    row = Item("quality", "FID").of(found[0.0], "text")
+    assert (row["value"], row["seeds"]) == (20.5, 2), "20 and 21; seed 2 says 22"
+    assert Item("quality", "FID").of(frames.read_dials(folders, [0])[1.0], "text")["value"] == 20.0
+
+
+def test_the_same_dial_twice_is_refused(tmp_path):
+    folders = [dial_run(tmp_path, "here", 0.5), dial_run(tmp_path, "dialhalf", 0.5)]
+    with pytest.raises(ValueError, match="here/demo/chest and dialhalf/demo/chest both have interaction = 0.5; remedy"):
+        frames.read_dials(folders, [0])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from test_evaluate import fake, make_reference, people, value
 
-from compdiff import evaluate, galleries, memorisation, metrics, phantoms
+from compdiff import controls, evaluate, galleries, memorisation, metrics, phantoms
 from compdiff.memorisation import feature_distances, nearest, pixel_distances
 
 
@@ -140,7 +140,8 @@ def rows_of(s, ref, features):
 def test_only_the_copies_are_suspected(ref, train):
     table, features, images = train
     share = {s.method: value(rows_of(s, ref, features), "suspected copies")
-             for s in (evaluate.copies(ref, table, images, features, seed=0), evaluate.real_test(ref), fake(ref))}  # fmt: skip
+             for s in (controls.copies(ref, table, images, features, seed=0), controls.real_test(ref),
+                       fake(ref))}  # fmt: skip
     assert share["copy"]["value"] == 1.0 and share["copy"]["hi"] == 1 > share["copy"]["lo"] > 0.8
     assert "1.0% of real validation images alarm" in share["real_test"]["note"]
     assert 0 <= share["real_test"]["lo"] <= 0.01 <= share["real_test"]["hi"]  # no patient of it set the threshold
@@ -149,14 +150,14 @@ def test_only_the_copies_are_suspected(ref, train):
 
 def test_pixel_rows_have_names_of_their_own(ref, train):
     found = nearest(pixel_distances, ref.images, train[2])
-    rows = memorisation.audit(evaluate.real_test(ref), ref, found, found, 120, "pixels", 20, 0)
+    rows = memorisation.audit(controls.real_test(ref), ref, found, found, 120, "pixels", 20, 0)
     assert [r["metric"] for r in rows] == ["nearest training distance (pixels)", "suspected copies (pixels)"]
     assert {r["extractor"] for r in rows} == {"pixels"} and rows[0]["value"] == np.median(found.distance)
 
 
 def test_closest_pairs_are_sorted_and_name_no_patient(ref, train):
     table, features, images = train
-    s = evaluate.copies(ref, table, images, features, seed=0)
+    s = controls.copies(ref, table, images, features, seed=0)
     found = nearest(feature_distances, s.features, features)
     generated = pd.DataFrame({"id": ref.rows["id"].to_numpy()[s.at]})
     open_ids = memorisation.pairs(s, found, 1.5, *(memorisation.names(t, "generated") for t in (generated, table)), "lite0")
@@ -189,7 +190,8 @@ def test_real_test_images_are_a_control_of_the_validation_threshold(ref, train):
     near = nearest(feature_distances, people(300, 2)[1], features)
     leaked = replace(ref, features=np.vstack([features + 1e-6, ref.features[len(features) :]]))
     found = nearest(feature_distances, leaked.features, features)
-    share = value(memorisation.audit(evaluate.real_test(leaked), leaked, found, near, 120, "lite0", 20, 0), "suspected copies")
+    rows = memorisation.audit(controls.real_test(leaked), leaked, found, near, 120, "lite0", 20, 0)
+    share = value(rows, "suspected copies")
     assert share["value"] == pytest.approx(120 / 200, abs=0.03)
     assert memorisation.threshold(near.distance)[1] == pytest.approx(3 / 301)
 
@@ -200,7 +202,7 @@ def test_mifid_of_a_memory_is_penalised_and_of_fresh_images_is_fid(ref, train):
     limit = memorisation.tau(ref, features, 200, 0)
     real = metrics.nearest_cosine(ref.features, features)
     assert real.mean() * 0.7 < limit < real.mean()
-    copy, fresh = evaluate.copies(ref, table, images, features, seed=0), fake(ref)
+    copy, fresh = controls.copies(ref, table, images, features, seed=0), fake(ref)
     found = {}
     for s in (copy, fresh):
         quality = evaluate.quality(s, ref, 20, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compdiff import phantoms
+from compdiff import estimate, manifests, phantoms
 
 AXES = ("age", "sex", "race")
 MODALITIES = ("chest", "fundus")
@@ -23,9 +23,15 @@ def cell(modality: str, *indices: int) -> dict[str, str]:
     return {k: phantoms.CATEGORIES[modality][k][i] for k, i in zip(AXES, indices)}
 
 
+def declared_joint(modality: str) -> np.ndarray:
+    """p[age, sex, race] of the manifest."""
+    manifest = manifests.load_manifest(modality)
+    return np.array([manifest.joint[c] for c in manifest.schema.cells()]).reshape([len(a.categories) for a in manifest.schema.attributes])
+
+
 def population(modality: str, n: int) -> list[phantoms.Phantom]:
     """n subjects of the declared joint distribution."""
-    joint = phantoms.JOINT[modality]
+    joint = declared_joint(modality)
     at = np.random.default_rng(0).choice(joint.size, size=n, p=joint.ravel())
     return [phantoms.draw(modality, f"p{i}", cell(modality, *np.unravel_index(c, joint.shape)), seed=3) for i, c in enumerate(at)]
 
@@ -47,11 +53,11 @@ def test_same_in_another_process_and_order():
 
 @pytest.mark.parametrize("modality, shape", [("chest", (5, 2, 4)), ("fundus", (5, 2, 3))])
 def test_joint_is_a_distribution(modality, shape):
-    joint = phantoms.JOINT[modality]
+    joint = declared_joint(modality)
     assert joint.shape == shape == tuple(len(phantoms.CATEGORIES[modality][k]) for k in AXES)
     assert joint.sum() == pytest.approx(1, abs=1e-12) and joint.min() > 0
     assert .02 <= joint[0].sum() <= .03
-    held_out = [tuple(phantoms.CATEGORIES[modality][k].index(v) for k, v in zip(AXES, c)) for c in phantoms.HELD_OUT[modality]]
+    held_out = manifests.load_manifest(modality).held_out
     assert len(set(held_out)) == len(held_out) and max(joint[c] for c in held_out) <= .005
 
 
@@ -61,7 +67,7 @@ def test_joint_is_a_distribution(modality, shape):
     ("fundus", 1, 1, 0, .05), ("fundus", 4, 1, 0, .04), ("fundus", 4, 0, 0, .03), ("fundus", 2, 0, 2, .015),
     ("fundus", 4, 0, 1, .005)])
 def test_joint_has_the_published_shares(modality, age, sex, race, share):
-    assert phantoms.JOINT[modality][age, sex, race] == share
+    assert declared_joint(modality)[age, sex, race] == share
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -192,11 +198,11 @@ def test_same_anatomy_at_every_size(modality):
     ("fundus", {"cup_disc_ratio": .75, "gradient": .9, "grid_vertical": .9, "grid_rising": .9, "grid_falling": .9})])
 def test_measurements_agree_with_the_truth(modality, floors):
     drawn = population(modality, 300)
-    measured = [phantoms.measure(modality, p.image) for p in drawn]
+    measured = [estimate.parameters(modality, p.image) for p in drawn]
     for name, floor in floors.items():
         r = np.corrcoef([m[name] for m in measured], [p.truth[name] for p in drawn])[0, 1]
         print(f"{modality} {name}: r = {r:.3f}")
         assert r >= floor, name
     for odd in (np.zeros((64, 64)), np.ones((64, 64)), np.full((64, 64), np.nan), np.random.default_rng(0).random((64, 64)),
                 np.full((128, 128), 200, np.uint8)):
-        assert np.all(np.isfinite(list(phantoms.measure(modality, odd).values())))
+        assert np.all(np.isfinite(list(estimate.parameters(modality, odd).values())))

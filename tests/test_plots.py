@@ -52,7 +52,8 @@ def figures():
     )
     dial = pd.DataFrame(
         [
-            dict(dial=d, method=m, value=0.02 + 0.02 * d, lo=0.01, hi=0.06, std=np.nan, n=24)
+            dict(dial=d, method=m, stage="quality", metric="KID", extractor="lite0@96", value=0.02 + 0.02 * d, lo=0.01,
+                 hi=0.06, std=np.nan, n=24)
             for d in (0, 0.5, 1)
             for m in ("flat", "hcn")
         ]
@@ -105,6 +106,24 @@ def test_bars_stand_where_the_numbers_are():
     assert (low, high) == (20.0, 24.0)
 
 
+def test_downstream_gaps_stand_in_two_rows_with_few_ticks():
+    fig = plots_downstream.downstream_gaps(RESULTS, "phantoms")
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles[:2] == ["AUROC", "gap, age"] and len(titles) == 2 * (1 + len(SCHEMA.names))
+    drawn = [ax for ax in fig.axes if ax.containers]
+    for ax in drawn:
+        low, high = ax.get_xlim()
+        assert sum(low <= t <= high for t in ax.get_xticks()) <= 3
+    assert len(drawn) == 2 * len(SCHEMA.names) + 1 and len({ax.get_position().y0 for ax in fig.axes}) == 2
+
+
+def test_forest_colours_say_better_whichever_side_that_is():
+    """made_up: text has the lowest FID and KID, so its differences lie below 0 and are better."""
+    ax = plots_results.forest(THREE, "phantoms").axes[0]
+    first = [t.get_text() for t in ax.get_yticklabels()].index("Text baseline − Flat encoder")
+    assert ax.containers[first].lines[0].get_color() == plots_results.WORTH_COLOUR["better"]
+
+
 def test_missing_inputs_give_a_panel_that_says_so():
     empty = RESULTS.iloc[:0]
     for fig in (plots_training.uncertainty(None, [], "phantoms"), plots_training.sigma_history({}, SCHEMA),
@@ -154,7 +173,7 @@ def test_pareto_front_is_what_nobody_beats(points):
 def test_equity_is_the_distance_of_the_groups():
     """made_up: ES-FID = FID + 3; no size-matched rows, so the raw ones are drawn."""
     points, x, y = plots_groups.equity_points(RESULTS, "sex")
-    assert set(points.set_index("key")["y"].round(9)) == {3.0} and (x, y) == ("FID-lite0", "ES-FID − FID")
+    assert set(points.set_index("key")["y"].round(9)) == {3.0} and (x, y) == ("FID-lite0@96", "ES-FID − FID")
     assert points.set_index("key").loc["hcn", "x"] == 26.0
 
 

@@ -19,18 +19,19 @@ from compdiff import config, execute, methods, paths, sources, stages
 
 # Imports point to the same row or to one above it (tests/test_project.py is where a new module is declared).
 LAYERS = {
-    "ground": {"paths", "config", "attributes", "record", "sources", "budget"},
+    "ground": {"paths", "config", "attributes", "record", "sources", "devices", "budget"},
     "data": {
-        "phantoms", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
+        "raster", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters", "cohorts", "shards",
         "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views", "cardiac_files",
     },
     "model": {"interfaces", "auxiliary", "diffusion", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet"},
     "run": {"checkpoint", "train", "methods", "base", "strategies", "sample"},
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
-        "fairness", "networks", "classify", "downstream", "evaluate", "alignment", "outcomes", "comparisons", "galleries",
-        "frames", "published", "tables", "rendering", "report", "readme",
-        "plots", "plots_data", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
+        "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "outcomes", "comparisons",
+        "galleries", "frames", "published", "tables", "rendering", "unseen", "report", "readme",
+        "plots", "plots_data", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups",
+        "plots_downstream",
         "segment",
     },
     "door": {"request", "stages", "execute", "run", "launch"},

@@ -47,11 +47,12 @@ def test_our_number_is_the_one_of_the_same_metric_and_group():
     table = published.beside(RESULTS, SCHEMA, "chest", "phantoms").set_index(["metric", "group", "method"])
     fid = table.loc[("FID", "overall", "compdiff")]
     found = fid[["ours", "lo", "hi", "n", "extractor", "seeds"]].to_list()
-    assert found == [26.0, 24.0, 28.0, 480, "lite0", 1]
+    assert found == [26.0, 24.0, 28.0, 480, "lite0@96", 1]
     assert table.loc[("ES-FID", "race", "baseline"), "ours"] == 23.0  # 20 + 3
     assert table.loc[("race accuracy", "overall", "baseline"), "ours"] == 0.6
     cell = table.loc[("FID", "60-80 Male White", "compdiff")]
-    assert cell["ours"] == 0.04 and cell["differs"] == "phantoms; KID-lite0" and cell["note"].startswith("ineligible")
+    assert cell["ours"] == 0.04 and cell["differs"] == "phantoms; KID-lite0@96"
+    assert cell["note"].startswith("ineligible")
     assert "RadImageNet" in table.loc[("FID-RadImageNet", "overall", "compdiff"), "note"]
 
 
@@ -146,6 +147,10 @@ def test_tallies_count_every_pair_once():
 def test_pages_hold_every_printed_number(tmp_path):
     numbers = published.beside(RESULTS, SCHEMA, "chest", "phantoms")
     pages = rendering.published_pages(numbers, published.directions(RESULTS, SCHEMA, "chest"))
+    table = next(iter(pages.values()))
+    assert table.loc["2: FID (ours: KID), 60-80 Male White", "ours"].startswith("KID 0.04 [")
+    assert table.loc["1: FID, overall", "ours"].startswith("20.0 [") and "1: ES-FID, sex" in table.index
+    assert any(p.endswith("(published sign: what ours says)") for p in pages)
     rendering.write_pages(numbers, pages, tmp_path, "published", "Published & ours", [published.SEX_NAMES])
     md, tex = (tmp_path / "published.md").read_text(), (tmp_path / "published.tex").read_text()
     assert "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in md and "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in tex

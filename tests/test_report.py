@@ -48,8 +48,8 @@ def test_gates_fall_either_way(results):
 
 def test_differences_use_intervals_unless_a_paired_one_exists(results):
     verdict = lambda r: report.differences(r, SCHEMA).set_index(["metric", "a", "b"])["verdict"]  # noqa: E731
-    assert verdict(results)["FID-lite0", "text", "flat"] == "within noise"  # [18, 22] and [20, 24] touch
-    assert verdict(results)["FID-lite0", "text", "hcn_fairdiffusion"] == "below"  # [18, 22] and [26, 30] do not
+    assert verdict(results)["FID-lite0@96", "text", "flat"] == "within noise"  # [18, 22] and [20, 24] touch
+    assert verdict(results)["FID-lite0@96", "text", "hcn_fairdiffusion"] == "below"  # [18, 22] and [26, 30] do not
     paired = frames.Item("quality", "FID").of(results, "text") | {
         "stage": "difference",
         "metric": "FID minus flat",
@@ -57,18 +57,38 @@ def test_differences_use_intervals_unless_a_paired_one_exists(results):
         "lo": -3.0,
         "hi": -1.0,
     }
-    assert verdict(pd.concat([results, pd.DataFrame([paired])]))["FID-lite0", "text", "flat"] == "below"
+    assert verdict(pd.concat([results, pd.DataFrame([paired])]))["FID-lite0@96", "text", "flat"] == "below"
 
 
 def test_report_reads_as_text(results):
     text = report.report(results, SCHEMA, "Chest phantoms", "phantoms", [0])
     (line,) = [x for x in text.splitlines() if x.startswith("  - race, judge on real test images 0.9 [0.86, 0.94]: ")]
     assert "**DOES NOT HOLD** for Text baseline 0.6 [0.56, 0.64] (67 %); Flat encoder 0.6" in line
-    assert "| HCN (CompDiff) | holds: age, sex; DOES NOT HOLD: race | holds: age, sex, race | holds | holds |" in text
+    row = "| holds: age, sex; DOES NOT HOLD: race | holds: age, sex, race | holds | holds: FID, KID | holds |"
+    assert f"| HCN (CompDiff) {row}" in text
     assert len(text.splitlines()) < 80, "one page"
     assert text.count("n = 1 training seed") == 1 and "nan" not in text
     keys = "|".join(m for m in config.METHODS if "_" in m)
     assert not re.search(rf"\b({keys}|real_train|vae)\b", text), "a key instead of a title"
+
+
+def test_distances_rank_only_between_clear_ends(results):
+    assert {f.holds for f in report.ranking_gates(results)} == {True} and not report.ranking_lines(
+        report.ranking_gates(results)
+    )
+    narrow = results.copy()
+    narrow.loc[(narrow["metric"] == "KID") & (narrow["method"] == "vae"), ["value", "lo", "hi"]] = (0.021, 0.019, 0.023)
+    found = report.ranking_gates(narrow)
+    text = " ".join(report.ranking_lines(found))
+    assert {f.about for f in found if f.holds is False} == {"KID"} and "**KID cannot rank here** Text baseline" in text
+    assert "Attribute accuracy" in text and "FID cannot" not in text
+
+
+def test_better_and_worse_follow_the_metric():
+    words = {("above", "FID-lite0@96"): "above (worse)", ("below", "ECE:x"): "below (better)",
+             ("above", "macro AUROC"): "above (better)", ("below", "gap macro AUROC by sex"): "below (better)"}  # fmt: skip
+    assert {key: frames.worth(*key) for key in words} == words
+    assert frames.worth("within noise", "FID") == "within noise" and frames.beside("r:heart") == ""
 
 
 def test_seeds_and_holm_are_named():
@@ -84,20 +104,20 @@ def test_seeds_and_holm_are_named():
             *(base | {"metric": f"p (permutation, Holm) AUPRC:{x} minus 1a", "value": p}
               for x, p in (("x", 0.049), ("y", 0.051)))]  # fmt: skip
     lines = report.downstream_lines(frames.over_seeds(record.results(rows)))
-    assert "- **macro AUROC** of 1 classifiers, by p: 1 below." in lines
-    assert [f"- **AUPRC:{x}** of 1 classifiers, by {by}: 1 {word}." in lines for x, by, word in
-            (("x", "p", "above"), ("y", "p", "within noise"), ("z", "interval", "cannot be said"))] == [True] * 3  # fmt: skip
+    assert "- **macro AUROC** (higher is better) of 1 classifiers, by p: 1 below (worse)." in lines
+    assert [f"- **AUPRC:{x}** (higher is better) of 1 classifiers, by {by}: 1 {word}." in lines for x, by, word in
+            (("x", "p", "above (better)"), ("y", "p", "within noise"), ("z", "interval", "cannot be said"))] == [True] * 3  # fmt: skip
     assert lines[2].startswith("By the p-value adjusted by Holm (0.05)")
-    assert "  - below: 1b HCN (CompDiff) -0.1 [-0.2, -0.02], p = 0.03 (bootstrap, Holm)" in lines
+    assert "  - below (worse): 1b HCN (CompDiff) -0.1 [-0.2, -0.02], p = 0.03 (bootstrap, Holm)" in lines
     rows[1] |= {"value": 0.06}  # one of several methods: its own interval excludes 0, the family's test does not
     lines = report.downstream_lines(frames.over_seeds(record.results(rows)))
-    assert "- **macro AUROC** of 1 classifiers, by p: 1 within noise." in lines
+    assert "- **macro AUROC** (higher is better) of 1 classifiers, by p: 1 within noise." in lines
 
 
 def test_published_directions_stand_in_the_report_under_both_readings(results):
     text = report.report(results, SCHEMA, "Chest phantoms", "phantoms", [0], "chest")
     section = text[text.index("## Direction of the published comparisons") :]
     assert section.count("Table 2, FID") == section.count("Table 3, zero-shot FID") == 2
-    assert section.count("Table 1, FID:") == 1 and "no published number" in report.report(
+    assert section.count("Table 1, FID (lower is better):") == 1 and "no published number" in report.report(
         results, SCHEMA, "Hearts", "phantoms", [0], "heart"
     )

@@ -11,7 +11,7 @@ import pytest
 import toy
 from toy import ALL, asked, edit_module, edit_notebook, executions, run_file, would_run
 
-from compdiff import run
+from compdiff import request, run, stages
 from compdiff.config import settings
 
 PATIENCE = 300  # seconds for what takes about ten on an idle machine
@@ -97,6 +97,28 @@ def test_a_harmed_output_is_made_again(project):
     assert run.main(["smoke", *asked(project)], project) == 0
     assert output.read_text() == before
     assert executions(project) == ["02_hcn"], "what reads it is up to date: the content is the same again"
+
+
+def test_files_of_other_runs_are_inputs_of_the_figures(tmp_path):
+    """Notebook 08 draws the runs of other dials: those of its own profile, dataset and seeds."""
+    wanted = request.Request(profile="demo", datasets=("chest",), seeds=(0, 1), runs=str(tmp_path))
+
+    def seen():
+        step = next(s for s in stages.steps(stages.PROJECT, wanted) if s.stage.name == "08_figures")
+        return {n: v for n, v in step.inputs({}).items() if n.startswith("other run")}
+
+    assert seen() == {}
+    for name in ("dial0/demo/chest/data/index.json", "dial0/demo/chest/seed1/results/06_metrics.csv",
+                 "dial0/demo/chest/seed2/results/06_metrics.csv", "dial0/smoke/chest/seed1/results/06_metrics.csv",
+                 "demo/chest/seed1/results/06_metrics.csv"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = seen()
+    files = ("data/index.json", "seed1/results/06_metrics.csv")
+    assert set(before) == {f"other run dial0/demo/chest/{f}" for f in files}
+    (tmp_path / "dial0/demo/chest/seed1/results/06_metrics.csv").write_text("2")
+    after = seen()
+    assert [n for n in before if before[n] != after[n]] == ["other run dial0/demo/chest/seed1/results/06_metrics.csv"]
 
 
 # --- failures -------------------------------------------------------------------------------------------------------

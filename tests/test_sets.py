@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compdiff import config, datasets, galleries, sample
+from compdiff import config, datasets, galleries, manifests, sample
 from compdiff.attributes import age_bin
 from compdiff.fairdiffusion import FairReweighter, read_history
 
@@ -88,8 +88,21 @@ def test_history_is_read_back_from_a_checkpoint(data, tmp_path):
         read_history(tmp_path, data.schema)
 
 
-def test_spread_covers_cells_once():
+def test_spread_covers_cells_once_and_shows_a_held_out_one():
     rows = pd.DataFrame({"cell": np.repeat(np.arange(40), 2)})
     for n in (1, 4, 5, 6, 40, 99):
         cells = galleries.spread(rows, n)["cell"].tolist()
         assert len(set(cells)) == len(cells) == min(n, 40)
+        for held in (0, 17, 39):
+            marked = rows.assign(held_out=rows["cell"] == held)
+            with_held = galleries.spread(marked, n)["cell"].tolist()
+            assert held in with_held and len(set(with_held)) == len(cells) and len(set(with_held) - set(cells)) <= 1
+
+
+@pytest.mark.parametrize("name", ["chest", "fundus"])
+def test_three_spread_rows_differ_in_every_attribute(name):
+    manifest = manifests.load_manifest(name)
+    cells = manifest.schema.cells()
+    held = [c in manifest.held_out for c in cells]
+    chosen = galleries.spread(pd.DataFrame({"cell": range(len(cells)), "held_out": held}), 3)["cell"]
+    assert (np.ptp([cells[i] for i in chosen], axis=0) > 0).all()

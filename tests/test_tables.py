@@ -29,7 +29,7 @@ def made_up(seeds=(0,), methods=config.MAIN_METHODS, cells=True) -> pd.DataFrame
         def add(stage, metric, value, kind="overall", group="", half=2.0, n=480, seed=seed, key=key, **more):
             row = dict(dataset="chest", seed=seed, stage=stage, method=key, group_kind=kind, group=group)
             row |= dict(metric=metric, value=value, lo=value - half, hi=value + half, n=n, n_ref=n, note="")
-            rows.append(row | {"setting": "test", "extractor": "lite0" if stage == "quality" else "judge"} | more)
+            rows.append(row | {"setting": "test", "extractor": "lite0@96" if stage == "quality" else "judge"} | more)
 
         fid = FID.get(key, 25.0) + seed
         if key != "real_test":
@@ -85,14 +85,14 @@ def test_numbers_have_no_exponent(value, text):
 def test_table1_places_every_number(results):
     table = tables.table1(results, SCHEMA, "chest")
     text = rendering.wide(table, "Quality")
-    assert text.loc["Flat encoder", "FID-lite0 (n = 480)"] == "22.0 [20.0, 24.0]"
+    assert text.loc["Flat encoder", "FID-lite0@96 (n = 480)"] == "22.0 [20.0, 24.0]"
     assert list(text.index) == [
         frames.TITLES[m] for m in [*config.MAIN_METHODS, "real_train", "vae", "untrained", "shuffled", "copy"]
     ]
-    assert text.loc["HCN (CompDiff)", "FID-lite0, published"] == "64.3 (0.3)"
+    assert text.loc["HCN (CompDiff)", "FID-lite0@96, published"] == "64.3 (0.3)"
     assert (
-        text.loc["Flat encoder", "FID-lite0, published"]
-        == text.loc["Untrained", "FID-lite0, published"]
+        text.loc["Flat encoder", "FID-lite0@96, published"]
+        == text.loc["Untrained", "FID-lite0@96, published"]
         == "not in the record"
     )
     assert "MS-SSIM-3 paired (n = 480)" in text.columns, "no extractor's name on a metric of pixels"
@@ -108,18 +108,18 @@ def test_table1_places_every_number(results):
 
 
 def test_ineligible_cells_say_so_and_stay(results):
-    text = rendering.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "FID-lite0")
+    text = rendering.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "FID-lite0@96")
     assert len(text) == len(SCHEMA.cells()) and text.loc["0-18 Male White", "training images"] == "3"
     assert text.loc["80+ Female Asian", "HCN (CompDiff) (n = 12)"] == "ineligible: n = 12 < 30"
-    kid = rendering.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "KID-lite0")
+    kid = rendering.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "KID-lite0@96")
     assert kid.iloc[0, 1] == "0.04 [0.03, 0.05] †"
     assert text.loc["60-80 Male White", "HCN (CompDiff), published"] == "97.6 (2.00)"
 
 
 def test_zero_shot_table_has_the_held_out_cells_and_their_sum(results):
-    text = rendering.wide(tables.table3(results, SCHEMA, HELD_OUT, COUNTS, "chest"), "KID-lite0")
+    text = rendering.wide(tables.table3(results, SCHEMA, HELD_OUT, COUNTS, "chest"), "KID-lite0@96")
     assert list(text.index) == [*HELD_OUT, "all held-out cells"]
-    fid = rendering.wide(tables.table3(results, SCHEMA, HELD_OUT, COUNTS, "chest"), "FID-lite0")
+    fid = rendering.wide(tables.table3(results, SCHEMA, HELD_OUT, COUNTS, "chest"), "FID-lite0@96")
     assert fid.loc["18-40 Female Asian", "Text baseline, published"].startswith("183.3")
 
 
@@ -145,6 +145,22 @@ def test_downstream_table(results):
     assert text.loc["1b HCN (CompDiff)", "macro AUROC (n = 480)"] == "0.8 [0.77, 0.83]"
     assert set(text["macro AUROC, published"]) == {"not in the record"}
     assert rendering.footnotes(table) == ["macro AUROC: mean of No Finding, Pneumothorax."]
+
+
+def test_a_footnote_names_the_rows_it_is_about(results):
+    noted = results.copy()
+    mine = (noted["metric"] == "KID") & (noted["group_kind"] == "overall")
+    noted.loc[mine & (noted["method"] == "text"), "note"] = "s = 0.1"
+    noted.loc[mine & (noted["method"].isin(["flat", "hcn"])), "note"] = "s = 0.2"
+    lines = rendering.footnotes(tables.table1(noted, SCHEMA, "chest"))
+    assert "KID-lite0@96: Text baseline: s = 0.1; Flat encoder, HCN (CompDiff): s = 0.2." in lines
+
+
+def test_in_the_audit_real_images_are_a_control_not_a_judges_score(results):
+    real = results[(results["stage"] == "memorisation") & (results["method"] == "text")].assign(method="real_test")
+    table = tables.table1(pd.concat([results, real]), SCHEMA, "chest")
+    panels = table[table["key"] == "real_test"].groupby("row")["panel"].unique()
+    assert list(panels[tables.REAL_IN_AUDIT]) == ["Memorisation"] and len(panels) == 2
 
 
 def test_latex_and_markdown_have_the_same_cells(results, tmp_path):
@@ -182,7 +198,11 @@ def test_readme_block_takes_numbers_from_the_tables(results, tmp_path):
     rendering.write(tables.table1(results, SCHEMA, "chest"), tmp_path / "chest", "table1", "Table 1")
     block = readme.readme_block(tmp_path)
     assert "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in block
-    assert "FID-lite0: 20.0 [18.0, 22.0] / 24.0 [22.0, 26.0] / 26.0 [24.0, 28.0]; n = 480" in block
+    assert "FID-lite0@96: 20.0 [18.0, 22.0] / 24.0 [22.0, 26.0] / 26.0 [24.0, 28.0]; n = 480" in block
+    assert block.count("| chest: whole tables |") == 0 and "FID (lower is better)" in block
+    rendering.write(tables.table4(results), tmp_path / "chest", "table4", "Table 4")
+    (whole,) = [line for line in readme.readme_block(tmp_path).splitlines() if line.startswith("| chest: whole tables |")]
+    assert "(figures/chest/table4.md)" in whole and "table2.md" not in whole
     assert "`make paper DATASETS=chest`" in block and "sex accuracy: all three 0.85 [0.81, 0.89]; n = 480" in block
 
 
@@ -202,6 +222,19 @@ def test_markers_are_needed():
     assert readme.renew(text, {"results": r"new \1"}) == text.replace("old", r"new \1")
     with pytest.raises(ValueError, match="budget:begin"):
         readme.renew(text, {"budget": "x"})
+
+
+def test_findings_are_read_from_the_report(tmp_path):
+    assert readme.findings_block(tmp_path) == readme.NO_RESULTS
+    text = """- *accuracy*: at least 90 % (point value): holds in 7 of 15; DOES NOT HOLD in 8 of 15.
+- *told apart from a copy*: by every metric: holds in 5 of 5.
+- Text baseline: **falls short** (accuracy 0.6 [0.5, 0.7], n = 36, against 0.8).
+- HCN (CompDiff): **within noise** (accuracy 0.7 [0.5, 0.8], n = 36, against 0.8).
+- **KID** of 9 classifiers: 3 above
+"""
+    record.write_text(tmp_path / "chest" / "report.md", text)
+    row = readme.findings_block(tmp_path).splitlines()[-1]
+    assert row == "| [chest](figures/chest/report.md) | 7 of 15 | 5 of 5 | Text baseline | HCN (CompDiff) |"
 
 
 def test_the_readme_shows_what_lies_in_figures():

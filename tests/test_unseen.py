@@ -1,0 +1,46 @@
+"""Held-out against seen cells: the words fall where the intervals lie."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_tables import made_up
+
+from compdiff import frames, unseen
+
+
+def accuracy(held, seen, half=0.02, chance=0.3):
+    """Results with the mean accuracy of hcn in held-out and seen cells, and of the shuffled control in seen ones."""
+    row = made_up().iloc[0].to_dict() | {"stage": "alignment", "metric": "accuracy", "group_kind": "held_out", "n": 60}
+    cells = (("hcn", "held_out", held), ("hcn", "seen", seen), ("shuffled", "seen", chance))
+    return frames.over_seeds(pd.DataFrame([row | {"method": m, "group": g, "value": v, "lo": v - half, "hi": v + half}
+                                           for m, g, v in cells]))  # fmt: skip
+
+
+CASES = {(0.5, 0.87, 0.02): "falls short", (0.88, 0.87, 0.02): "composes", (0.8, 0.87, 0.2): "within noise",
+         (0.3, 0.31, 0.02): "cannot be said"}  # fmt: skip
+
+
+@pytest.mark.parametrize("numbers, word", CASES.items())
+def test_words_follow_the_intervals(numbers, word):
+    results = accuracy(*numbers)
+    assert unseen.composes(results, "hcn")[0] == word
+    assert any(f"HCN (CompDiff): **{word}**" in line for line in unseen.composition_lines(results))
+
+
+def test_interval_of_a_difference_is_that_of_independent_normal_numbers():
+    x, y = ({"value": v, "lo": v - 1.96 * s, "hi": v + 1.96 * s} for v, s in ((1.0, 0.3), (3.0, 0.4)))
+    found = unseen.apart_by(x, y)
+    assert (found["value"], found["lo"], found["hi"]) == pytest.approx((-2, -2 - 1.96 * 0.5, -2 + 1.96 * 0.5))
+
+
+def test_without_held_out_cells_the_section_says_so():
+    assert any("not available" in line for line in unseen.composition_lines(frames.over_seeds(made_up()).iloc[:0]))
+
+
+def test_uncertainty_compares_held_out_with_rare_cells():
+    table = pd.DataFrame({"name": list("abcdefghijkl"), "train_n": [0, 0, 0, 0, 5, 6, 7, 10, 90, 91, 92, 93]})
+    table["sigma"] = -table["train_n"] / 100 + np.r_[np.full(4, 3.0), np.ones(8)]
+    text = "\n".join(unseen.uncertainty_lines(table, list("abcd")))
+    assert "(n = 4); seen cells of at most 10 training images: 0.93 (n = 4). Held out is **above** rare" in text
+    assert "training images: -1.00" in text and "n = 12 cells" in text
+    assert "not available" in "\n".join(unseen.uncertainty_lines(None, []))
