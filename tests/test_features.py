@@ -136,13 +136,6 @@ def test_absent_weights_say_what_to_do(monkeypatch):
         features.extract(pattern(), "vgg")
 
 
-def test_a_column_names_the_input_size_where_it_is_not_the_extractors_own():
-    assert [features.column("lite0", s) for s in (0, 96, 224, 299)] == ["lite0", "lite0@96", "lite0", "lite0@299"]
-    assert features.column("inception", 299) == "inception"
-    with pytest.raises(ValueError, match="unknown extractor"):
-        features.column("vgg", 96)
-
-
 def test_shares_and_a_killed_call_extract_every_image_once(tmp_path, monkeypatch):
     images, calls, original = pattern(7, 32), [], features.extract
     monkeypatch.setattr(features, "BLOCK", 2)
@@ -162,3 +155,10 @@ def test_shares_and_a_killed_call_extract_every_image_once(tmp_path, monkeypatch
     calls.clear()
     np.testing.assert_array_equal(features.cached(tmp_path / "f", images, size=64, batch=2), whole)
     assert calls == [2] and [path.name for path in tmp_path.iterdir()] == ["f.npz"]
+
+
+def test_a_column_names_the_input_size_where_it_is_not_the_extractors_own():
+    assert [features.column("lite0", s) for s in (0, 96, 224, 299)] == ["lite0", "lite0@96", "lite0", "lite0@299"]
+    assert features.column("inception", 299) == "inception"
+    with pytest.raises(ValueError, match="unknown extractor"):
+        features.column("vgg", 96)

@@ -33,8 +33,8 @@ LAYERS = {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "outcomes", "comparisons",
         "galleries", "frames", "published", "tables", "rendering", "unseen", "report", "readme",
-        "plots", "plots_data", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
-        "segment", "faithful", "heart_classify", "heart_fairness", "heart_report", "plots_heart",
+        "plots", "plots_data", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups",
+        "plots_downstream", "segment", "faithful", "heart_classify", "heart_fairness", "heart_report", "plots_heart",
     },
     "door": {"request", "stages", "execute", "run", "launch", "studio", "stamp", "masks", "heart_studio", "widgets", "app"},
 }  # fmt: skip
