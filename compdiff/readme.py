@@ -1,4 +1,4 @@
-"""The generated parts of README.md: results beside the published numbers, and the budget.
+"""The generated parts of README.md: what was found, results beside the published numbers, and the budget.
 
 `python -m compdiff.readme` renews them.
 """
@@ -101,6 +101,27 @@ def readme_block(figures: Path = paths.FIGURES) -> str:
     return f"Each cell: {order}.\n\n{markdown_table(table, 'paper item')}"
 
 
+GATE = re.compile(r"- \*(?P<gate>[^*]+)\*: .*?holds in (?P<holds>\d+) of (?P<all>\d+)")
+VERDICT = re.compile(r"- (?P<method>[^:|*]+): \*\*(?P<word>composes|falls short|within noise|cannot be said)\*\* \(")
+UNSEEN = "unseen combinations: "
+
+
+def findings_block(figures: Path = paths.FIGURES) -> str:
+    """Each dataset's gates and verdicts on unseen combinations, from figures/*/report.md (notebook 08 writes it)."""
+    rows = {}
+    for file in sorted(Path(figures).glob("*/report.md")):
+        lines = file.read_text().splitlines()
+        gates = [m for m in map(GATE.match, lines) if m]
+        words = {m["method"]: m["word"] for m in map(VERDICT.match, lines) if m}
+        row = {m["gate"]: f"{m['holds']} of {m['all']}" for m in gates}
+        for word in dict.fromkeys(words.values()):
+            row[UNSEEN + word] = ", ".join(name for name, w in words.items() if w == word)
+        rows[f"[{file.parent.name}](figures/{file.parent.name}/report.md)"] = row
+    if not rows:
+        return NO_RESULTS
+    return markdown_table(pd.DataFrame.from_dict(rows, orient="index").fillna("-"), "dataset (its report)")
+
+
 # --- budget -------------------------------------------------------------------------------------------------------
 def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
     """What one dataset's run took, from its notebooks' run.json: stage, runs, steps, images, minutes, peak memory.
@@ -161,7 +182,7 @@ def renew(text: str, blocks: dict[str, str]) -> str:
 
 
 def blocks(figures: Path = paths.FIGURES) -> dict[str, str]:
-    return {"results": readme_block(figures), "budget": budget_block(figures)}
+    return {"findings": findings_block(figures), "results": readme_block(figures), "budget": budget_block(figures)}
 
 
 if __name__ == "__main__":
