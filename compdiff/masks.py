@@ -17,7 +17,7 @@ from compdiff.controlnet import MAX_MASK
 from compdiff.pictures import Unreadable
 
 GREY = 255 // MAX_MASK  # from one mask value to the next
-MAX_BYTES, MAX_SIDE = 2 * 2**20, 2048  # of an upload
+MAX_BYTES, MIN_SIDE, MAX_SIDE = 2 * 2**20, 32, 2048  # of an upload
 EXAMPLES = 6
 
 
@@ -90,12 +90,13 @@ def from_grey(grey: np.ndarray, size: int) -> np.ndarray:
     Unreadable for another shape, and without a cavity at ED.
     """
     height, width = grey.shape
-    if width != 2 * height or height < size:
+    if width != 2 * height or height < MIN_SIDE:
         raise Unreadable(
-            f"{width}x{height} pixels: ED and ES side by side are twice as wide as high, at least {2 * size}x{size}",
+            f"{width}x{height} pixels: not two square frames side by side, of {MIN_SIDE} pixels or more",
             "put the two frames side by side, ED on the left",
         )
-    nearest = np.rint(grey / GREY).astype(np.uint8)
+    times = -(-size // height)  # 1 where the picture is as large as the mask shall be
+    nearest = np.rint(grey / GREY).astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
     shares = [_shrunk(nearest == value, size) for value in range(MAX_MASK + 1)]
     both = np.argmax(shares, axis=0).astype(np.uint8)  # [size, 2 size]
     if not (both[:, :size] == heart.CAVITY).any():
