@@ -9,12 +9,14 @@ PIP_ARGS ?=
 ifeq ($(strip $(VENV)),)
   PY := $(PYTHON)
   READY :=
+  APP_READY :=
 else
   PY := $(VENV)/bin/python
   READY := $(VENV)/.compdiff-ready
+  APP_READY := $(VENV)/.compdiff-app-ready
 endif
 
-.PHONY: help paper smoke plan skeleton test notebooks lab base bench clean
+.PHONY: help paper smoke plan skeleton test notebooks lab app base bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,7 +38,7 @@ plan: $(READY) ## what `make paper` would run, and why
 skeleton: $(READY) ## drawn images in a real dataset's layout, to rehearse: DATASETS=mimic DATA_ROOT=<folder>
 	@$(PY) -m compdiff.run skeleton $(MAKEOVERRIDES)
 
-test: $(READY) ## all tests, and every notebook checked cell by cell
+test: $(READY) $(APP_READY) ## all tests, and every notebook checked cell by cell
 	@RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && \
 	  $(PY) -m pytest tests notebooks --nbval-lax --nbval-current-env
 
@@ -45,6 +47,9 @@ notebooks: $(READY) ## run the committed notebooks again, in place, at smoke siz
 
 lab: $(READY) ## JupyterLab on this machine only, in notebooks/
 	@$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+
+app: $(READY) $(APP_READY) ## a page to ask the trained models for images, on this machine only
+	@$(PY) -m compdiff.app $(MAKEOVERRIDES)
 
 base: $(READY) ## train the tiny base model anew (compdiff/tiny_base)
 	@$(PY) -m compdiff.base
@@ -64,5 +69,9 @@ $(READY): requirements.txt pyproject.toml
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet $(PIP_ARGS) -r requirements.txt
 	@$(PY) -m pip install --quiet $(PIP_ARGS) --no-deps -e .
+	@touch $@
+
+$(APP_READY): requirements-app.txt $(READY)
+	@$(PY) -m pip install --quiet $(PIP_ARGS) --no-deps -r requirements-app.txt
 	@touch $@
 endif

@@ -33,13 +33,16 @@ LAYERS = {
         "plots", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups", "plots_downstream",
         "segment",
     },
-    "door": {"request", "stages", "execute", "run"},
+    "door": {"request", "stages", "execute", "run", "studio", "stamp", "masks", "heart_studio", "widgets", "app"},
 }  # fmt: skip
 # The only modules that import diffusers and transformers.
 DOORS = {"diffusers": {"diffusion", "base", "controlnet"}, "transformers": {"diffusion", "base", "controlnet", "networks"}}
 FOLDERS = {"notebooks", "compdiff", "data_manifests", "figures", "tests", "docs", "benchmarks", ".ci"}
-FILES = {"README.md", "Makefile", "pyproject.toml", "requirements.txt", "environment.yml", "LICENSE", "CITATION.cff"}
-PACKAGE_OF = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
+FILES = {"README.md", "Makefile", "pyproject.toml", "requirements.txt", "requirements-app.txt", "environment.yml", "LICENSE", "CITATION.cff"}
+PACKAGE_OF = {
+    "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "mpl_toolkits": "matplotlib",
+    "websocket": "websocket-client", "IPython": "ipython",
+}  # fmt: skip
 MODULES = sorted((paths.ROOT / "compdiff").glob("*.py"))
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 
@@ -173,8 +176,8 @@ def pinned(lines):
     return found
 
 
-def requirements():
-    return pinned((paths.ROOT / "requirements.txt").read_text().splitlines())
+def requirements(name="requirements.txt"):
+    return pinned((paths.ROOT / name).read_text().splitlines())
 
 
 def test_environment_and_project_file_agree_with_the_requirements():
@@ -197,7 +200,22 @@ def test_environment_and_project_file_agree_with_the_requirements():
 def test_every_import_is_a_pinned_package():
     files = [f for f in tracked() if f.suffix in (".py", ".ipynb")]
     used = {canonicalize_name(PACKAGE_OF.get(n, n)) for f in files for n in third_party(f)}
-    assert used and used <= set(requirements()), f"not in requirements.txt: {sorted(used - set(requirements()))}"
+    known = set(requirements()) | set(requirements("requirements-app.txt"))
+    assert used and used <= known, f"not in requirements.txt: {sorted(used - known)}"
+
+
+def test_the_apps_packages_are_pinned_whole_and_none_twice():
+    """They are installed with --no-deps, so what they need must stand in one of the two files."""
+    own, others = requirements("requirements-app.txt"), requirements()
+    assert not set(own) & set(others)
+    lacking = set()
+    for name in own:
+        try:
+            needs = [Requirement(text) for text in metadata.requires(name) or ()]
+        except metadata.PackageNotFoundError:
+            continue  # not installed here
+        lacking |= {canonicalize_name(r.name) for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})}
+    assert lacking <= set(own) | set(others)
 
 
 def test_what_is_installed_is_what_is_pinned():
