@@ -84,7 +84,7 @@ class Checkpoint:
         if not self.accelerator.is_main_process:
             return
         tensors = {f"model.{n}": p.detach().cpu().contiguous() for n, p in self.params.items()}
-        tensors |= {f"ema.{n}": p.cpu() for n, p in (self.ema.shadow if self.ema else {}).items()}
+        tensors |= {f"ema.{n}": p.cpu().contiguous() for n, p in (self.ema.shadow if self.ema else {}).items()}
         tensors |= {f"optimizer.{n}": v for n, v in optim.tensors(self.optimizer).items()}
         tensors |= {f"reweighter.{n}": v for n, v in self.reweighter.state_dict().items()}
         meta = {"step": step, "log": self.log, "best": self.best}

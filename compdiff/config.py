@@ -137,7 +137,7 @@ class HeartConfig:
     sensitive: tuple[str, ...] = ("sex",)  # attributes by which sets are balanced and sampling is weighted
     augment_with: str = "copy"  # the set that classifiers train on: copy | random
     set_size: int = 240  # images of a synthetic set, even over sensitive groups and label
-    segment_steps: int = 400
+    segment_steps: int = 800
     fid_repeats: int = 4
     train_prevalence: float = 0.0  # of the disease among real images that classifiers train on; 0 = as found
     repeats: int = 8  # classifiers of the stacked input that differ in seed
@@ -196,7 +196,7 @@ HEART_PRESETS: dict[str, dict[str, object]] = {
 DATASET_PRESETS |= {(profile, name): preset for profile, preset in HEART_PRESETS.items() for name in HEARTS}
 # Forty-five patients, and a generator for each fold: a third of the steps each.
 DATASET_PRESETS["demo", "sunnybrook"] = HEART_PRESETS["demo"] | dict(
-    vae_steps=300, unet_steps=500, steps=500, variants=12, set_size=120, segment_steps=250, classifier_steps=60
+    vae_steps=300, unet_steps=500, steps=500, variants=12, set_size=120, segment_steps=600, classifier_steps=60
 )
 
 SEEDS: dict[str, int] = {"smoke": 0, "demo": 0, "paper": 42}  # of a run that names none; 42 is the papers'

@@ -154,7 +154,7 @@ def to_model(images: np.ndarray, channels: int) -> Tensor:
 
 def to_images(x: Tensor) -> np.ndarray:
     """Float [-1, 1] [B, c, S, S] -> grey uint8 [B, S, S]."""
-    grey = x.float().mean(dim=1).clamp(-1, 1)
+    grey = x.float().clamp(-1, 1).mean(dim=1)  # a colour decoder's channels are clamped as diffusers does, one by one
     return ((grey + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 

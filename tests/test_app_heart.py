@@ -113,7 +113,7 @@ def trained(request, tmp_path_factory):
     studies, place = cohorts.studies("cardiac", "", c), run.folder.seed / "base" / "all"
     fold = cohorts.folds(studies.table, "heart failure", 3, ("sex",), seed=0)[0]
     models.adapt(studies, fold.train, fold.val, c, place)
-    models.fit("control", studies, fold.train, fold.val, place, run.folder.train("control") / "all", c, seed=0)
+    models.fit(studies, fold.train, fold.val, place, run.folder.train("control") / "all", c, seed=0)
     sent = {"parameters": {"overrides": dials | {"base": "source"}}}
     record.write_json(run.folder.executed / "09_cardiac_generation.run.json", sent)
     return run

@@ -223,7 +223,7 @@ def test_names_and_order_leak_nobody(tree):
 
 
 def test_missing_bmi_is_a_group_or_refused_as_the_manifest_says(tree):
-    reject = yaml.safe_load((cardiac_manifest.FOLDER / "folder.yaml").read_text())["attributes"]
+    reject = yaml.safe_load((cardiac_manifest.FOLDER / "heart_folder.yaml").read_text())["attributes"]
     reject["bmi"]["missing"] = "reject"
     with pytest.raises(DataError) as caught:
         tree.read(attributes=reject)

@@ -14,7 +14,7 @@ def phantoms():
 
 @pytest.fixture(scope="module")
 def net(phantoms):
-    return faithful.finder(phantoms.images("stacked", 32), phantoms.masks("stacked", 32), 200, seed=0)
+    return faithful.finder(phantoms.images("stacked", 32), phantoms.masks("stacked", 32), 500, seed=0)
 
 
 def test_the_finder_sees_both_frames_of_real_images(phantoms, net):
@@ -23,7 +23,7 @@ def test_the_finder_sees_both_frames_of_real_images(phantoms, net):
     seen = faithful.found(net, images)
     assert seen.shape == (10, 32, 32, 2)
     both = faithful.dice(seen, masks)
-    assert both.mean() > 0.6 and faithful.dice(np.roll(seen, 1, axis=0), masks).mean() < both.mean()
+    assert both.mean() > 0.85 and faithful.dice(np.roll(seen, 1, axis=0), masks).mean() < both.mean()
     by_hand = [segment.dice(seen[i : i + 1, ..., k], masks[i : i + 1, ..., k])[0] for i in range(10) for k in (0, 1)]
     assert np.allclose(both, np.reshape(by_hand, (10, 2)).mean(1))
     implied = faithful.ejection(seen)
