@@ -149,6 +149,11 @@ def on_canvas(mask: np.ndarray) -> np.ndarray:
     return masks.to_grey(mask, TIMES)
 
 
+def asked_for(mask: np.ndarray) -> str:
+    """The table of what a stacked mask asks for."""
+    return table("asked for by the mask", masks.measured(mask))
+
+
 def painted(value: Mapping | None, size: int) -> np.ndarray:
     """What the canvas shows as a stacked mask uint8 [size, size, 3]. Unreadable, in words."""
     if not value or value["composite"] is None:
@@ -162,7 +167,8 @@ def mask_controls(examples: Sequence[masks.Example]) -> tuple[gr.Gallery, gr.Ima
     pictures = [(masks.to_grey(e.mask, 2), name) for e, name in zip(examples, named, strict=True)]
     with gr.Row():
         shelf = gr.Gallery(pictures, label="Phantom masks: take one", columns=2, format="png", allow_preview=False,
-                           interactive=False, buttons=[], elem_classes="masks")  # fmt: skip
+                           object_fit="contain", height="auto", interactive=False, buttons=[],
+                           elem_classes="masks")  # fmt: skip
         with gr.Column():
             greys = [f"rgb({g}, {g}, {g})" for g in (0, 85, 170, 255)]
             brush = gr.Brush(default_size=12, colors=greys, default_color=greys[1], color_mode="fixed")
@@ -196,23 +202,24 @@ def heart_tab(runs: Sequence[heart_studio.HeartRun], scratch: Path) -> None:
     button = gr.Button("Generate", variant="primary")
     said, shown = gr.Markdown(), gallery()
     with gr.Row():
-        asked = gr.Markdown(table("asked for by the mask", masks.measured(examples[0].mask)))
+        asked = gr.Markdown(asked_for(examples[0].mask))
         true = gr.Markdown(table("true of this phantom", examples[0].truth))
 
     def take(event: gr.SelectData):
         example = examples[event.index]
-        picture = on_canvas(example.mask)
-        return picture, heart_studio.prompt_of(example.row), event.index, table("true of this phantom", example.truth)
+        tables = asked_for(example.mask), table("true of this phantom", example.truth)
+        return on_canvas(example.mask), heart_studio.prompt_of(example.row), event.index, *tables
 
     def tell(value: dict | None):
         try:
-            return table("asked for by the mask", masks.measured(painted(value, MASK)))
+            return asked_for(painted(value, MASK))
         except Unreadable as error:
             return html.escape(f"{error.problem}: {error.remedy}")
 
     def put(path: str):
         with in_words():
-            return on_canvas(masks.read(Path(path), MASK)), ""
+            mask = masks.read(Path(path), MASK)
+            return on_canvas(mask), asked_for(mask), ""
 
     def draw(values: dict, progress=gr.Progress()):
         with in_words():
@@ -228,11 +235,11 @@ def heart_tab(runs: Sequence[heart_studio.HeartRun], scratch: Path) -> None:
                 for name, image in heart_studio.frames(one.image).items():
                     line = f"{name}, seed {sampling.seed}, image {one.number}"
                     out.append((stamp.save(folder / f"{name}-{one.number}.png", image, [line], about), name))
-        return f"**{run.name}**: “{values[prompt]}”", gr.Gallery(out, columns=3)
+        return f"**{run.name}**: “{values[prompt]}”", gr.Gallery(out, columns=3), asked_for(mask)
 
-    shelf.select(take, None, [canvas, prompt, taken, true], **ONE_JOB)
-    upload.upload(put, upload, [canvas, true], **ONE_JOB)
-    button.click(draw, {which, canvas, prompt, taken, *how.values()}, [said, shown], **ONE_JOB)
+    shelf.select(take, None, [canvas, prompt, taken, asked, true], **ONE_JOB)  # `change` is for strokes alone
+    upload.upload(put, upload, [canvas, asked, true], **ONE_JOB)
+    button.click(draw, {which, canvas, prompt, taken, *how.values()}, [said, shown, asked], **ONE_JOB)
     canvas.change(tell, canvas, asked, show_progress="hidden", trigger_mode="always_last")
 
 

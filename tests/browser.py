@@ -77,8 +77,12 @@ class Browser:
         seen = f"""[...document.querySelectorAll({selector!r})].find(
             e => e.offsetParent && e.innerText.includes({text!r}) && !e.disabled)"""
         self.wait(f"!!({seen})")
-        at = self.js(f"""(() => {{ const e = {seen}; e.scrollIntoView({{block: "center", behavior: "instant"}});
-            const r = e.getBoundingClientRect(); return {{x: r.x + r.width / 2, y: r.y + r.height / 2}} }})()""")
+        at = self.wait(f"""(async () => {{ const e = {seen}; if (!e) return null
+            const box = () => (r => ({{x: r.x + r.width / 2, y: r.y + r.height / 2}}))(e.getBoundingClientRect())
+            e.scrollIntoView({{block: "center", behavior: "instant"}}); const old = box()
+            await new Promise(done => setTimeout(done, 100)); const now = box()
+            const still = now.x === old.x && now.y === old.y && e.contains(document.elementFromPoint(now.x, now.y))
+            return still ? now : null }})()""")  # a page that is still being laid out moves on under the mouse
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 
