@@ -215,7 +215,10 @@ def parity_rows(table: pd.DataFrame, groups: Mapping[Key, np.ndarray], attribute
             called = (table[f"p_{label}"].to_numpy(float) >= cuts[label]).astype(int)
             found = fairness.parity(table[f"y_{label}"].to_numpy(), called, member)
             values = found.values or {"equalized odds difference": None}
-            out += [row(name, (kind, ""), f"{w}:{label}", v, len(table), found.note) for w, v in values.items()]
+            for what, value in values.items():
+                undefined = value is not None and not np.isfinite(value)  # a ratio where no group has a positive call
+                notes = ["not available: 0 / 0, the rate is 0 in every group"] * undefined + [found.note] * bool(found.note)
+                out.append(row(name, (kind, ""), f"{what}:{label}", value, len(table), "; ".join(notes)))
     return out
 
 

@@ -258,3 +258,11 @@ def test_labels_that_a_test_set_lacks_are_not_judged(fundus):
     val = t.rename(columns={c: c + "!" for c in t if c.startswith(("y_", "p_"))}).assign(y_other=0, p_other=0.5)
     (about, none) = outcomes.rows_of(Judged("1a on x", REAL, fundus, t, val), 10, 0)
     assert about["metric"] == "epochs trained" and none["note"].startswith("not available") and np.isnan(none["value"])
+
+
+def test_a_ratio_of_nothing_to_nothing_says_so():
+    t = table_of().assign(p_spot=0.1)  # nobody is called
+    rows = outcomes.parity_rows(t, masks_of(t), ("sex",), (), ("spot",), {"spot": 0.5}, ("1a", REAL))
+    assert value(rows, "equalized odds difference:spot", ("sex", ""))["value"] == 0
+    ratio = value(rows, "equalized odds ratio:spot", ("sex", ""))
+    assert np.isnan(ratio["value"]) and ratio["note"].startswith("not available: 0 / 0")
