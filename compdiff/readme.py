@@ -101,7 +101,7 @@ def readme_block(figures: Path = paths.FIGURES) -> str:
     return f"Each cell: {order}.\n\n{markdown_table(table, 'paper item')}"
 
 
-GATE = re.compile(r"- \*(?P<gate>[^*]+)\*: .*?holds in (?P<holds>\d+) of (?P<all>\d+)")
+GATE = re.compile(r"- \*(?P<gate>[^*]+)\*: .*?(?:holds in (?P<holds>\d+)|DOES NOT HOLD in \d+) of (?P<all>\d+)")
 VERDICT = re.compile(r"- (?P<method>[^:|*]+): \*\*(?P<word>composes|falls short|within noise|cannot be said)\*\* \(")
 UNSEEN = "unseen combinations: "
 
@@ -113,7 +113,7 @@ def findings_block(figures: Path = paths.FIGURES) -> str:
         lines = file.read_text().splitlines()
         gates = [m for m in map(GATE.match, lines) if m]
         words = {m["method"]: m["word"] for m in map(VERDICT.match, lines) if m}
-        row = {m["gate"]: f"{m['holds']} of {m['all']}" for m in gates}
+        row = {m["gate"]: f"{m['holds'] or 0} of {m['all']}" for m in gates}
         for word in dict.fromkeys(words.values()):
             row[UNSEEN + word] = ", ".join(name for name, w in words.items() if w == word)
         rows[f"[{file.parent.name}](figures/{file.parent.name}/report.md)"] = row

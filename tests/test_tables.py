@@ -228,13 +228,14 @@ def test_findings_are_read_from_the_report(tmp_path):
     assert readme.findings_block(tmp_path) == readme.NO_RESULTS
     text = """- *accuracy*: at least 90 % (point value): holds in 7 of 15; DOES NOT HOLD in 8 of 15.
 - *told apart from a copy*: by every metric: holds in 5 of 5.
+- *distances can rank*: clearly: DOES NOT HOLD in 10 of 10.
 - Text baseline: **falls short** (accuracy 0.6 [0.5, 0.7], n = 36, against 0.8).
 - HCN (CompDiff): **within noise** (accuracy 0.7 [0.5, 0.8], n = 36, against 0.8).
 - **KID** of 9 classifiers: 3 above
 """
     record.write_text(tmp_path / "chest" / "report.md", text)
     row = readme.findings_block(tmp_path).splitlines()[-1]
-    assert row == "| [chest](figures/chest/report.md) | 7 of 15 | 5 of 5 | Text baseline | HCN (CompDiff) |"
+    assert row == "| [chest](figures/chest/report.md) | 7 of 15 | 5 of 5 | 0 of 10 | Text baseline | HCN (CompDiff) |"
 
 
 def test_the_readme_shows_what_lies_in_figures():
