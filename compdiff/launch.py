@@ -51,7 +51,7 @@ def encode(job: Job, accelerator: Accelerator) -> str:
     """the latents of notebook 01; SKIP=1: without the rows of shards that are missing or corrupt"""
     base, sha256 = diffusion.load_for(job.folder, job.settings())
     data = datasets.load(job.folder.data)
-    latents.write(job.folder.latents, data, base.to(accelerator.device), sha256, share(accelerator), job.skip == "1")
+    latents.write(job.folder.latents, data, base, sha256, share(accelerator), job.skip == "1")
     return f"latents of {len(data.index['shards'])} shards"
 
 
@@ -72,7 +72,6 @@ def generate(job: Job, accelerator: Accelerator) -> str:
     else:
         model, parts = methods.restore(method, folder.train(method), base, data.schema, c)
         named, checkpoint = parts.named, record.sha256_file(folder.train(method) / "weights.safetensors")
-    model, base = model.to(accelerator.device), base.to(accelerator.device)
     bar, made = accelerator.is_main_process and train.interactive(), {}
     for name in sample.set_names(method, job.strategies.split()):
         rows = sample.set_rows(data, name, job.settings())
