@@ -24,6 +24,10 @@ from compdiff import paths, record
 DIED = "the kernel died, most often because memory ran out (try a smaller MICROBATCH or SAMPLE_BATCH)"
 
 
+class Stopped(Exception):
+    """The run ended before the notebook did."""
+
+
 class Failed(Exception):
     """A notebook raised; `kept` is the notebook with its output up to there."""
 
@@ -46,10 +50,12 @@ def failed_path(target: Path) -> Path:
     return target.with_suffix(".failed.ipynb")
 
 
-def run_notebook(
-    source: Path, target: Path, parameters: Mapping[str, object], cwd: Path, env: Mapping[str, str]
-) -> float:
-    """Execute `source`; `target` appears only on success. Returns the peak memory in MiB. Failed if a cell raises."""
+def run_notebook(source: Path, target: Path, parameters: Mapping[str, object], cwd: Path, env: Mapping[str, str],
+                 stopping: threading.Event) -> float:  # fmt: skip
+    """Execute `source`; `target` appears only on success. Returns the peak memory in MiB. Failed if a cell raises.
+
+    Stopped soon after another thread has set `stopping`; the kernel has ended then.
+    """
     kept = failed_path(target)
     for old in (*target.parent.glob(f".{target.name}.*"), kept):
         old.unlink(missing_ok=True)
@@ -58,7 +64,7 @@ def run_notebook(
         job.write_text(
             json.dumps({"source": str(source), "target": str(temporary), "parameters": parameters, "cwd": str(cwd)})
         )
-        code, peak, noise = _wait([sys.executable, "-m", "compdiff.execute", str(job)], Path(scratch), env)
+        code, peak, noise = _wait([sys.executable, "-m", "compdiff.execute", str(job)], Path(scratch), env, stopping)
         if code:
             os.replace(temporary, kept)
             answer = job.with_name("error.txt")
@@ -68,19 +74,20 @@ def run_notebook(
     return peak
 
 
-def _wait(words: list[str], scratch: Path, env: Mapping[str, str]) -> tuple[int, float, str]:
+def _wait(words: list[str], scratch: Path, env: Mapping[str, str], stopping: threading.Event) -> tuple[int, float, str]:
     """Run a command to its end: (exit code, peak MiB of it and all below it, end of its stderr)."""
     log = scratch / "stderr.txt"
     with open(log, "w") as stderr:
         child = subprocess.Popen(words, cwd=paths.ROOT, env={**os.environ, **env}, stdin=subprocess.PIPE, stdout=stderr,
                                  stderr=stderr, start_new_session=True)  # fmt: skip
         try:
-            _, status, usage = os.wait4(child.pid, 0)
-        except KeyboardInterrupt:
-            stop(child)
-            raise
+            while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+                if stopping.wait(0.1):
+                    stop(child)
+                    raise Stopped
         finally:
             child.stdin.close()
+        _, status, usage = ended
         child.returncode = os.waitstatus_to_exitcode(status)
     return child.returncode, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), log.read_text()[-2000:]
 

@@ -146,7 +146,7 @@ def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
         images = sum(len(pd.read_csv(f)) for f in listings) + (sum(steps) * batch if batch else 0)
         rows.append({"stage": file.name.removesuffix(".run.json"), "runs": len(logs) or 1, "steps": sum(steps),
                      "images": images, "minutes": max(run["minutes"], trainings), "peak MiB": run["peak_memory_mib"],
-                     "cores": run["machine"]["cores"]})  # fmt: skip
+                     "cores": run["machine"].get("threads", run["machine"]["cores"])})  # fmt: skip
     if not rows:
         return pd.DataFrame(columns=["dataset", "stage", "runs", "steps", "images", "minutes", "peak MiB", "cores"])
     sums = pd.DataFrame(rows).groupby("stage", as_index=False)

@@ -169,6 +169,7 @@ class Run:
         self.outputs: list[Path] = []  # files and folders below the folder of `base`
         self.base = self.file.parent
         self.peak_mib = 0.0  # of another process, where the work is done in one
+        self.threads = 0  # that it was given, where it was not alone
         self._start = time.monotonic()
 
     def finish(self) -> None:
@@ -178,7 +179,7 @@ class Run:
         self.content |= {
             "minutes": minutes,
             "peak_memory_mib": round(self.peak_mib or peak_mib()),
-            "machine": machine(),
+            "machine": machine() | ({"threads": self.threads} if self.threads else {}),
         }
         write_json(self.file, without_places(self.content) | {"outputs": outputs})
 

@@ -19,6 +19,7 @@ VARIABLES = {
     "ABLATION": "1 = extra rows and ablations (chest phantom)",
     "STRATEGIES": "downstream strategies",
     "STAGES": "only these notebooks and what they need",
+    "JOBS": "notebooks at a time, each on its share of the cores: as many as cores, at paper size 1",
     "RECIPE": " | ".join(config.RECIPES),
 }
 REAL = {"cardiac": "sunnybrook"}  # phantoms -> the open data of their kind, where a data folder is given
@@ -42,6 +43,7 @@ class Request:
     stages: tuple[str, ...] = ()  # () = all; else these and what they need
     data_root: str = ""
     runs: str = ""
+    jobs: int = 0  # notebooks at a time, 0 = as many as cores (at paper size 1)
     overrides: Mapping[str, object] = field(default_factory=dict)
 
     def methods_of(self, dataset: str) -> tuple[str, ...]:
@@ -68,6 +70,8 @@ def parse(words: Sequence[str], profile: str) -> Request:
         raise Refused(f"ABLATION={ablation} is neither 0 nor 1")
     if not all(s.isdecimal() for s in given.get("SEEDS", "0").split()):
         raise Refused(f"SEEDS={given['SEEDS']} holds something that is not a whole number >= 0")
+    if not given.get("JOBS", "0").isdecimal():
+        raise Refused(f"JOBS={given['JOBS']} is not a whole number >= 0")
     default = Request()
     profile = given.get("PROFILE") or profile
     datasets = ("chest",) if profile == "smoke" else default.datasets
@@ -80,6 +84,7 @@ def parse(words: Sequence[str], profile: str) -> Request:
         methods=tuple(given.get("METHODS", "").split()), ablation=ablation == "1",
         strategies=tuple(given.get("STRATEGIES", "").split()), stages=tuple(given.get("STAGES", "").split()),
         data_root=given.get("DATA_ROOT", ""), runs=str(paths.runs_root(given.get("RUNS", ""))),
+        jobs=int(given.get("JOBS") or 0),
         overrides=typed(overrides),
     )  # fmt: skip
 
@@ -101,7 +106,7 @@ def command(request: Request) -> str:
         "PROFILE": request.profile, "DATASETS": request.datasets, "SEEDS": request.seeds,
         "DATA_ROOT": request.data_root, "METHODS": request.methods,
         "ABLATION": "1" if request.ablation else "", "STAGES": request.stages,
-        "STRATEGIES": request.strategies, "RUNS": request.runs if Path(request.runs) != paths.runs_root() else "",
+        "STRATEGIES": request.strategies, "JOBS": request.jobs or "", "RUNS": request.runs if Path(request.runs) != paths.runs_root() else "",
     }  # fmt: skip
     words |= {name.upper(): value for name, value in request.overrides.items()}
     texts = {n: " ".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for n, v in words.items()}

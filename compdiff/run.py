@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from compdiff import budget, config, execute, paths, record, skeleton, strategies
+from compdiff import budget, config, execute, paths, record, schedule, skeleton, strategies
 from compdiff.request import VARIABLES, Refused, Request, command, parse
 from compdiff.stages import PROJECT, Project, Step, before, needed, steps
 
@@ -87,8 +88,8 @@ def check(project: Project, request: Request, todo: Sequence[Step]) -> None:
 
 # --- running --------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[Path]:
-    """Hold a dataset's run folder alone; a second run waits and says for whom. Yields the file that says who works."""
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a dataset's run folder alone; a second run waits and says for whom."""
     folder.mkdir(parents=True, exist_ok=True)
     lock, who = FileLock(folder / ".lock"), folder / ".working"
     try:
@@ -98,7 +99,8 @@ def locked(folder: Path) -> Iterator[Path]:
         print(f"waiting until {other} has finished in {folder.name} (Ctrl-C gives up)", flush=True)
         lock.acquire()
     try:
-        yield who
+        who.write_text(f"process {os.getpid()} (since {datetime.datetime.now():%H:%M})")
+        yield
     finally:
         who.unlink(missing_ok=True)
         lock.release()
@@ -123,13 +125,15 @@ def plan(project: Project, request: Request) -> list[tuple[Step, list[str]]]:
     return found
 
 
-def perform(step: Step, upstream: Mapping[str, str | None]) -> float:
+def perform(step: Step, upstream: Mapping[str, str | None], stopping: threading.Event, threads: int) -> float:
     """Execute one notebook and record it; returns minutes. execute.Failed leaves neither notebook nor record behind."""
     inputs = step.inputs(upstream)
     step.executed.unlink(missing_ok=True)
     sent, seeds = step.parameters(), step.seeds if step.stage.scope != "dataset" else ()
+    env = {INSIDE: "1"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with record.run_json(step.run_file, inputs, sent, seeds) as made:
-        made.peak_mib = execute.run_notebook(step.notebook, step.executed, sent, step.project.root, {INSIDE: "1"})
+        made.threads = threads
+        made.peak_mib = execute.run_notebook(step.notebook, step.executed, sent, step.project.root, env, stopping)
         if missing := step.lacks():
             step.executed.replace(kept := execute.failed_path(step.executed))
             raise execute.Failed(
@@ -140,31 +144,39 @@ def perform(step: Step, upstream: Mapping[str, str | None]) -> float:
     return record.read_run(step.run_file)["minutes"]
 
 
+def side_by_side(request: Request, all_steps: Sequence[Step]) -> tuple[int, int]:
+    """(notebooks at a time, threads of each; 0 = as many as torch likes). At paper size one at a time has the GPU."""
+    cores = os.cpu_count() or 1
+    jobs = min(request.jobs or (1 if request.profile == "paper" else cores), schedule.widest(all_steps))
+    return jobs, 0 if jobs == 1 or "OMP_NUM_THREADS" in os.environ else max(1, cores // jobs)
+
+
 def run(project: Project, request: Request) -> None:
-    """Carry out a request, one line for each step."""
+    """Carry out a request, one line for each step when it has ended."""
     start = time.monotonic()
     planned = plan(project, request)
     if any(why for _, why in planned):
         check(project, request, [step for step, _ in planned])
     all_steps = [step for step, _ in planned]
-    number, ran = 0, 0
-    for dataset in request.datasets:
-        mine = [s for s in all_steps if s.dataset == dataset]
-        with locked(mine[0].folder.root) as who:
-            for step in mine:
-                number += 1
-                print(f"[{number:2d}/{len(all_steps)}] {step.label:34s} ... ", end="", flush=True)
-                upstream = digests(step, all_steps)
-                if not step.reasons(upstream):
-                    print("up to date", flush=True)
-                    continue
-                who.write_text(f"process {os.getpid()} ({step.label}, since {datetime.datetime.now():%H:%M})")
-                try:
-                    print(f"{perform(step, upstream):.1f} min", flush=True)
-                except (execute.Failed, KeyboardInterrupt):
-                    print("stopped", flush=True)
-                    raise
-                ran += 1
+    jobs, threads = side_by_side(request, all_steps)
+    minutes: list[float | None] = []
+
+    def work(step: Step, stopping: threading.Event) -> float | None:
+        upstream = digests(step, all_steps)
+        return perform(step, upstream, stopping, threads) if step.reasons(upstream) else None
+
+    def told(step: Step, took: float | None) -> None:
+        minutes.append(took)
+        text = "up to date" if took is None else f"{took:.1f} min"
+        print(f"[{len(minutes):2d}/{len(all_steps)}] {step.label:34s} ... {text}", flush=True)
+
+    if jobs > 1:
+        print(f"{len(all_steps)} notebooks, up to {jobs} at a time", flush=True)
+    with contextlib.ExitStack() as held:
+        for root in sorted({step.folder.root for step in all_steps}):
+            held.enter_context(locked(root))
+        schedule.carry_out(all_steps, work, jobs, told)
+    ran = sum(took is not None for took in minutes)
     print(f"{ran} of {len(all_steps)} ran, {(time.monotonic() - start) / 60:.1f} min")
     for folder in dict.fromkeys(os.path.relpath(s.figures) for s in all_steps if s.stage.to_figures):
         print(f"tables and figures: {folder}")

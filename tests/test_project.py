@@ -36,7 +36,7 @@ LAYERS = {
         "plots", "plots_data", "plots_lesson", "plots_pictures", "plots_training", "plots_results", "plots_groups",
         "plots_downstream", "segment", "faithful", "heart_classify", "heart_fairness", "heart_report", "plots_heart",
     },
-    "door": {"request", "stages", "execute", "run", "launch", "studio", "stamp", "masks", "heart_studio", "widgets", "app"},
+    "door": {"request", "stages", "schedule", "execute", "run", "launch", "studio", "stamp", "masks", "heart_studio", "widgets", "app"},
 }  # fmt: skip
 # The only modules that import diffusers and transformers.
 DOORS = {"diffusers": {"diffusion", "base", "controlnet"}, "transformers": {"diffusion", "base", "controlnet", "networks"}}

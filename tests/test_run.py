@@ -11,7 +11,7 @@ import pytest
 import toy
 from toy import ALL, asked, edit_module, edit_notebook, executions, run_file, would_run
 
-from compdiff import request, run, stages
+from compdiff import request, run, schedule, stages
 from compdiff.config import settings
 
 PATIENCE = 300  # seconds for what takes about ten on an idle machine
@@ -198,10 +198,64 @@ def start_door(project, *how):
 
 def test_two_runs_at_once_execute_each_stage_once(project):
     edit_module(project, "hcn", "x * SCALE", "x * SCALE * 3")
+    hold = "import time, pathlib; [time.sleep(0.05) for _ in range(4000) if not pathlib.Path(runs, 'go').exists()]"
+    edit_notebook(project, "02_hcn", "value = work(", f"{hold}\\nvalue = work(")
     first = start_door(project)
-    wait_for(lambda: (project.root / "runs/smoke/toy/.working").exists())
+    wait_for(lambda: executions(project) == ["02_hcn"])
     second = start_door(project)
+    assert second.stdout.readline().startswith(f"waiting until process {first.pid} ")
+    (project.root / "runs/go").touch()
     outputs = [door.communicate(timeout=PATIENCE) for door in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert executions(project) == ["02_hcn", "04_all"]
-    assert "waiting until process" in outputs[1][0] and outputs[1][0].count("up to date") == len(ALL)
+    assert outputs[1][0].count("up to date") == len(ALL)
+
+
+# --- side by side ---------------------------------------------------------------------------------------------------
+MEET = "import time, pathlib; pathlib.Path(runs, '{mine}').touch(); "
+MEET += "[time.sleep(0.05) for _ in range(4000) if not pathlib.Path(runs, '{other}').exists()]; "
+MEET += "assert pathlib.Path(runs, '{other}').exists()\\n"
+
+
+def test_two_notebooks_run_at_once_when_neither_reads_the_other(project):
+    """Each waits for the other to begin: one after the other they would fail."""
+    for mine, other in (("02_hcn", "03_flat"), ("03_flat", "02_hcn")):
+        edit_notebook(project, mine, "value = work(", MEET.format(mine=mine, other=other) + "value = work(")
+    assert run.main(["smoke", *asked(project, "JOBS=2")], project) == 0
+    assert sorted(executions(project)) == ["02_hcn", "03_flat"], "their outputs are the same, so 04_all need not run"
+
+
+@pytest.mark.parametrize("how", ["failure", "Ctrl-C"])
+def test_what_ends_one_notebook_ends_the_one_beside_it(project, how):
+    edit_notebook(project, "02_hcn", "value = work(", "import time; time.sleep(600)\\nvalue = work(")
+    meet = MEET.format(mine="03_flat", other="executions.txt")
+    edit_notebook(project, "03_flat", "value = work(", meet + ("1 / 0" if how == "failure" else "time.sleep(600)") + "\\nvalue = work(")
+    door = start_door(project, "JOBS=2")
+    if how == "Ctrl-C":
+        wait_for(lambda: len(executions(project)) == 2)
+        door.send_signal(signal.SIGINT)
+    err = door.communicate(timeout=PATIENCE)[1]
+    assert door.returncode == (1 if how == "failure" else 130), err
+    assert "ZeroDivisionError" in err or how == "Ctrl-C"
+    for line in (project.root / "runs/executions.txt").read_text().splitlines():
+        wait_for(lambda pid=int(line.split()[1]): not alive(pid))
+    assert list(would_run(project)) == ["02_hcn", "03_flat", "04_all"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5, 50])
+def test_no_step_begins_before_what_it_reads_has_ended(jobs):
+    """The real stage table, with work that only notes when it begins and ends."""
+    every = list(stages.steps(stages.PROJECT, request.Request(datasets=("chest", "cardiac", "fundus"), seeds=(0, 1))))
+    begun, ended, most = [], [], []
+
+    def work(step, _):
+        begun.append(step.label)
+        assert {o.label for o in stages.before(step, every)} <= set(ended), step.label
+        most.append(len(begun) - len(ended))
+        time.sleep(0.01)
+        ended.append(step.label)
+
+    schedule.carry_out(every, work, jobs, lambda step, _: None)
+    assert sorted(ended) == sorted(step.label for step in every)
+    assert max(most) <= jobs and (jobs == 1 or max(most) > 1)
+    assert schedule.widest(every) == 2 * 2 * 3 + 1, "three trainings for two seeds of two datasets, and the report on hearts"

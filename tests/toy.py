@@ -99,7 +99,8 @@ def project_at(root):
 
 
 def asked(project, *more):
-    return ["DATASETS=toy", f"RUNS={project.root / 'runs'}", *more]
+    """Words for the door; one notebook at a time, in order, unless `more` says JOBS=."""
+    return ["DATASETS=toy", f"RUNS={project.root / 'runs'}", "JOBS=1", *more]
 
 
 def would_run(project, *more):
@@ -120,7 +121,7 @@ def run_file(project, stage, seed=0):
 def main(words):
     """The door on the project at words[0], for a process of its own."""
     project = project_at(Path(words[0]))
-    return run.main(["smoke", *asked(project)], project)
+    return run.main(["smoke", *asked(project, *(w for w in words[1:] if "=" in w))], project)
 
 
 if __name__ == "__main__":
