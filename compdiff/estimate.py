@@ -5,7 +5,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from compdiff.phantoms import EFFECTS, GRIDS, grid_waves
+from compdiff.painters import GRIDS, grid_waves
+from compdiff.phantoms import EFFECTS
 from compdiff.raster import grid, resample
 
 

@@ -232,12 +232,14 @@ def pareto(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
 
 # --- the dial ---------------------------------------------------------------------------------------------------------
 @styled
-def interaction_dial(by_dial: pd.DataFrame, kind: str) -> Figure:
-    """Zero-shot error against the phantoms' interaction dial, from the rows of `tables.by_dial_rows`."""
+def interaction_dial(by_dial: pd.DataFrame, kind: str) -> Figure | None:
+    """Zero-shot error against the phantoms' interaction dial, from the rows of `tables.by_dial_rows`.
+
+    None when fewer than two settings were run: one point of a dial is no figure.
+    """
     dials = sorted(by_dial["dial"].unique()) if len(by_dial) else []
     if len(dials) < 2:
-        have = f"only {dials[0]:g} was run" if dials else "none was run"
-        return absent(f"zero-shot error against the interaction dial:\nneeds two settings of the dial, {have}")
+        return None
     fig = figure(COLUMN, 2.6)
     ax = fig.subplots()
     for i, (key, part) in enumerate(by_dial.groupby("method", sort=False)):

@@ -1,4 +1,4 @@
-"""The generated parts of README.md: what was found, results beside the published numbers, and the budget.
+"""The generated parts of README.md (short) and docs/results.md (whole): findings, results beside published numbers, budget.
 
 `python -m compdiff.readme` renews them.
 """
@@ -14,7 +14,7 @@ import pandas as pd
 from compdiff import paths, record
 from compdiff.frames import NOT_AVAILABLE, TITLES
 from compdiff.published import NOT_IN_RECORD
-from compdiff.rendering import markdown_table, number, shown
+from compdiff.rendering import markdown_table, number, number_range, shown
 
 NO_RESULTS = "No results here yet: run `make paper`."
 ITEMS = (  # paper item, table file, panel ("" = any), columns that begin with, notebook
@@ -70,30 +70,32 @@ def _three(table: pd.DataFrame, panel: str, column: str) -> str:
     return found[0] if found[0] in (NOT_IN_RECORD, NOT_AVAILABLE) else f"all three {found[0]}"
 
 
-def item_rows(dataset: str, folder: Path) -> list[dict[str, str]]:
+def item_rows(dataset: str, folder: Path, whole: bool = True) -> list[dict[str, str]]:
+    """Rows of one dataset: every item in every column, and links; or of Table 1 the first column of each item alone."""
     rows = []
-    for title, file, panel, prefix, notebook in ITEMS:
+    for title, file, panel, prefix, notebook in ITEMS if whole else ITEMS[:-1]:
         table = _read(folder / f"{file}.csv")
         here = table[table["panel"] == panel]
-        for column in [c for c in here["column"].unique() if c.startswith(prefix) and not c.endswith("published")]:
+        columns = [c for c in here["column"].unique() if c.startswith(prefix) and not c.endswith("published")]
+        for column in columns if whole else columns[:1]:
             sizes = here.loc[(here["column"] == column) & here["key"].isin(SHOWN), "n"].dropna()
             paper = f"{column}, published"
             size = f"; n = {sizes.min():.0f}" if len(sizes) else ""
             rows.append({"paper item": f"{dataset}: {title}", "notebook": notebook, "command": command(dataset),
                          "published": _three(table, panel, paper) if paper in set(here["column"]) else NOT_IN_RECORD,
                          "ours": f"{column}: {_three(table, panel, column)}{size}"})  # fmt: skip
-    links = [f"[{title}](figures/{dataset}/{file}.md)" for file, title in WHOLE_TABLES.items()
+    links = [f"[{title}](../figures/{dataset}/{file}.md)" for file, title in WHOLE_TABLES.items()
              if (folder / f"{file}.csv").exists()]  # fmt: skip
-    if links:
+    if links and whole:
         rows.append({"paper item": f"{dataset}: whole tables", "notebook": "06, 07, 08", "command": command(dataset),
                      "published": "beside ours in each", "ours": "; ".join(links)})  # fmt: skip
     return rows
 
 
-def readme_block(figures: Path = paths.FIGURES) -> str:
+def results_block(figures: Path = paths.FIGURES, whole: bool = True) -> str:
     """Paper item -> notebook -> command -> published -> ours, from figures/*/table*.csv; no number is typed."""
     folders = sorted(f.parent for f in Path(figures).glob("*/table1.csv"))
-    rows = [row for folder in folders for row in item_rows(folder.name, folder)]
+    rows = [row for folder in folders for row in item_rows(folder.name, folder, whole)]
     if not rows:
         return NO_RESULTS
     table = pd.DataFrame(rows).set_index("paper item")
@@ -156,15 +158,33 @@ def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
     return table.assign(dataset=dataset)[["dataset", *table.columns]]
 
 
-def budget_block(figures: Path = paths.FIGURES) -> str:
-    """The budget table, from figures/*/budget.csv (notebook 08 writes it from the run.json files)."""
+def _budgets(figures: Path) -> pd.DataFrame:
+    """figures/*/budget.csv in one (notebooks 08 and 10 write them from the run.json files)."""
     tables = [pd.read_csv(f) for f in sorted(Path(figures).glob("*/budget.csv"))]
-    if not tables or not sum(map(len, tables)):
+    return pd.concat([t for t in tables if len(t)]) if any(map(len, tables)) else pd.DataFrame()
+
+
+def budget_block(figures: Path = paths.FIGURES) -> str:
+    """The budget, one row for each dataset and stage."""
+    table = _budgets(figures)
+    if table.empty:
         return NO_RESULTS
-    table = pd.concat(tables)
     text = table.assign(minutes=table["minutes"].map(number)).astype(str).set_index("dataset")
     sums = f"In all {table['minutes'].sum():.0f} minutes, at most {table['peak MiB'].max():.0f} MiB."
     return f"{markdown_table(text, 'dataset')}\n\n{sums}"
+
+
+def short_budget_block(figures: Path = paths.FIGURES) -> str:
+    """The budget, one row for each stage: what one dataset takes (at most), and all datasets' minutes side by side."""
+    table = _budgets(figures)
+    if table.empty:
+        return NO_RESULTS
+    text = table.groupby("stage")[["runs", "steps", "images"]].agg(number_range)
+    text["MiB"] = table.groupby("stage")["peak MiB"].max().round().astype(int).astype(str)
+    minutes = table.pivot(index="stage", columns="dataset", values="minutes").add_suffix(", minutes")
+    text = text.join(minutes.map(lambda x: "-" if pd.isna(x) else f"{x:.1f}"))
+    text.loc["together"] = ["", "", "", f"{table['peak MiB'].max():.0f}", *(f"{x:.0f}" for x in minutes.sum())]
+    return markdown_table(text, "stage")
 
 
 # --- between the markers ----------------------------------------------------------------------------------------------
@@ -176,15 +196,20 @@ def renew(text: str, blocks: dict[str, str]) -> str:
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)", re.S)
         if not pattern.search(text):
-            raise ValueError(f"README has no markers {name}:begin and {name}:end")
+            raise ValueError(f"no markers {name}:begin and {name}:end")
         text = pattern.sub(lambda m, block=block: f"{m[1]}{block}\n{m[2]}", text)
     return text
 
 
-def blocks(figures: Path = paths.FIGURES) -> dict[str, str]:
-    return {"findings": findings_block(figures), "results": readme_block(figures), "budget": budget_block(figures)}
+def pages(figures: Path = paths.FIGURES) -> dict[str, dict[str, str]]:
+    """{file of the repository: {name of its markers: what stands between them}}."""
+    short = {"results": results_block(figures, whole=False), "budget": short_budget_block(figures)}
+    return {
+        "README.md": {"findings": findings_block(figures), **short},
+        "docs/results.md": {"results": results_block(figures), "budget": budget_block(figures)},
+    }
 
 
 if __name__ == "__main__":
-    readme = paths.ROOT / "README.md"
-    record.write_text(readme, renew(readme.read_text(), blocks()))
+    for name, blocks in pages().items():
+        record.write_text(paths.ROOT / name, renew((paths.ROOT / name).read_text(), blocks))

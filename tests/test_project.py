@@ -21,9 +21,9 @@ from compdiff import config, execute, methods, paths, sources, stages
 LAYERS = {
     "ground": {"paths", "config", "attributes", "record", "sources", "devices", "budget"},
     "data": {
-        "raster", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih", "parts", "adapters",
-        "cohorts", "shards", "datasheet", "datasets", "skeleton", "heart", "cardiac", "cardiac_manifest", "cardiac_views",
-        "cardiac_files", "cardiac_cohorts",
+        "raster", "painters", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih",
+        "parts", "adapters", "cohorts", "shards", "datasheet", "datasets", "skeleton", "heart", "cardiac",
+        "cardiac_manifest", "cardiac_views", "cardiac_files", "cardiac_cohorts",
     },
     "model": {
         "interfaces", "auxiliary", "diffusion", "optim", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet",

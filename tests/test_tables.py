@@ -193,17 +193,20 @@ def test_nothing_here_needs_torch():
 
 
 # --- README -----------------------------------------------------------------------------------------------------------
-def test_readme_block_takes_numbers_from_the_tables(results, tmp_path):
-    assert readme.readme_block(tmp_path) == readme.NO_RESULTS == readme.budget_block(tmp_path)
+def test_blocks_take_numbers_from_the_tables(results, tmp_path):
+    assert {text for blocks in readme.pages(tmp_path).values() for text in blocks.values()} == {readme.NO_RESULTS}
     rendering.write(tables.table1(results, SCHEMA, "chest"), tmp_path / "chest", "table1", "Table 1")
-    block = readme.readme_block(tmp_path)
+    block = readme.results_block(tmp_path)
     assert "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in block
     assert "FID-lite0@96: 20.0 [18.0, 22.0] / 24.0 [22.0, 26.0] / 26.0 [24.0, 28.0]; n = 480" in block
     assert block.count("| chest: whole tables |") == 0 and "FID (lower is better)" in block
     rendering.write(tables.table4(results), tmp_path / "chest", "table4", "Table 4")
-    (whole,) = [line for line in readme.readme_block(tmp_path).splitlines() if line.startswith("| chest: whole tables |")]
-    assert "(figures/chest/table4.md)" in whole and "table2.md" not in whole
+    (whole,) = [line for line in readme.results_block(tmp_path).splitlines() if line.startswith("| chest: whole tables |")]
+    assert "(../figures/chest/table4.md)" in whole and "table2.md" not in whole
     assert "`make paper DATASETS=chest`" in block and "sex accuracy: all three 0.85 [0.81, 0.89]; n = 480" in block
+    short = readme.results_block(tmp_path, whole=False).splitlines()[4:]
+    items = [line.split(" | ")[0] for line in short]
+    assert set(short) <= set(block.splitlines()) and len(items) == len(set(items)) == 3, "one row an item, none new"
 
 
 def test_budget_counts_steps_and_images(tmp_path):
@@ -215,6 +218,18 @@ def test_budget_counts_steps_and_images(tmp_path):
     record.write_text(folder / "notebooks" / "03_train_baselines.run.json", json.dumps(content))
     (row,) = readme.budget(tmp_path, "chest", [0]).to_dict("records")
     assert (row["runs"], row["steps"], row["images"], row["minutes"]) == (2, 600, 600 * 64, 1.5)
+
+
+def test_short_budget_puts_the_datasets_side_by_side(tmp_path):
+    head = "dataset,stage,runs,steps,images,minutes,peak MiB,cores\n"
+    record.write_text(tmp_path / "a" / "budget.csv", f"{head}a,01_x,1,0,50,1.24,700,2\na,02_y,2,600,90,2.5,900,2\n")
+    record.write_text(tmp_path / "b" / "budget.csv", f"{head}b,01_x,1,0,70,9.6,800,2\n")
+    record.write_text(tmp_path / "c" / "budget.csv", head)
+    lines = readme.short_budget_block(tmp_path).splitlines()
+    assert lines[0] == "| stage | runs | steps | images | MiB | a, minutes | b, minutes |"
+    assert lines[2:] == ["| 01_x | 1 | 0 | 50-70 | 800 | 1.2 | 9.6 |", "| 02_y | 2 | 600 | 90 | 900 | 2.5 | - |",
+                         "| together |  |  |  | 900 | 4 | 10 |"]  # fmt: skip
+    assert len(readme.budget_block(tmp_path).splitlines()) == 2 + 3 + 2
 
 
 def test_markers_are_needed():
@@ -238,6 +253,14 @@ def test_findings_are_read_from_the_report(tmp_path):
     assert row == "| [chest](figures/chest/report.md) | 7 of 15 | 5 of 5 | 0 of 10 | Text baseline | HCN (CompDiff) |"
 
 
-def test_the_readme_shows_what_lies_in_figures():
-    text = (paths.ROOT / "README.md").read_text()
-    assert readme.renew(text, readme.blocks()) == text, "run `python -m compdiff.readme`"
+def test_readme_and_results_page_show_what_lies_in_figures():
+    for name, blocks in readme.pages().items():
+        text = (paths.ROOT / name).read_text()
+        assert readme.renew(text, blocks) == text, f"{name}: run `python -m compdiff.readme`"
+
+
+def test_links_of_readme_and_results_page_lead_somewhere():
+    for name in readme.pages():
+        page = paths.ROOT / name
+        links = [t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in t]
+        assert links and [t for t in links if not (page.parent / t).exists()] == []
