@@ -179,7 +179,8 @@ PROFILES: dict[str, dict[str, object]] = {
 
 # Datasets on which a profile differs. Real radiographs: the shipped base has only seen phantoms, so it is adapted.
 DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
-    ("demo", "nih"): dict(vae_steps=600, unet_steps=600),
+    # The probe of sex (probes.py) needs the extractor's own size; affordable: 285 test images.
+    ("demo", "nih"): dict(vae_steps=600, unet_steps=600, feature_size=224),
     ("smoke", "nih"): dict(vae_steps=2, unet_steps=2),
 }
 
