@@ -179,7 +179,8 @@ PROFILES: dict[str, dict[str, object]] = {
 
 # Datasets on which a profile differs. Real radiographs: the shipped base has only seen phantoms, so it is adapted.
 DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
-    ("demo", "nih"): dict(vae_steps=600, unet_steps=600, steps=600),  # 345 training images, seen 55 times
+    # 345 training images, seen 55 times; the probe of sex (probes.py) needs the extractor's own size.
+    ("demo", "nih"): dict(vae_steps=600, unet_steps=600, steps=600, feature_size=224),
     ("smoke", "nih"): dict(vae_steps=2, unet_steps=2),
 }
 

@@ -34,13 +34,14 @@ def gallery(
     side: float = 1.05,
     title: str = "",
 ) -> Image:
-    """Grey images [n, S, S] in reading order, `columns` to a line; `rows` labels the lines, `side` is in inches."""
+    """Grey images [n, S, S] in reading order, `columns` to a line; `rows` labels the lines (left), `side` is in inches."""
     lines = -(-len(images) // columns)
     above = [
         0.18 * max(t.count("\n") + bool(t) for t in titles[i : i + columns]) for i in range(0, len(images), columns)
     ]  # inches
     height = side * lines + sum(above) + (0.22 if title else 0)
-    figure = Figure(figsize=(side * columns + (0.35 if rows else 0), height), dpi=80)
+    left = 0.08 * max((len(word) for label in rows for word in label.split("\n")), default=0)
+    figure = Figure(figsize=(side * columns + left, height), dpi=80)
     axes = figure.subplots(lines, columns, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -49,7 +50,7 @@ def gallery(
         ax.imshow(image, cmap="gray", vmin=0, vmax=255)
         ax.set_title(name, fontsize=7, pad=2)
     for ax, label in zip(axes[:, 0], rows, strict=False):
-        ax.set_ylabel(label, fontsize=7)
+        ax.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
     if title:
         figure.suptitle(title, fontsize=8)
     figure.tight_layout(pad=0.3)

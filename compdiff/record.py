@@ -30,7 +30,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy",
 RESULT_COLUMNS = (
     "dataset",  # chest | fundus | nih | ...
     "seed",  # training seed
-    "stage",  # quality | alignment | judges | measured | memorisation | difference | downstream
+    "stage",  # quality | alignment | probe | judges | measured | memorisation | difference | downstream
     "method",  # a key of config.METHODS, or a control: real_train, vae, untrained, shuffled, copy
     "setting",  # synthetic set (test, balanced) or downstream strategy (1a, 1b, ...)
     "group_kind",  # overall | an attribute's name | cell | held_out

@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 import pandas as pd
 
-from compdiff import config, frames, published, unseen
+from compdiff import config, frames, probe_report, published, unseen
 from compdiff.attributes import Schema
 from compdiff.frames import NOT_AVAILABLE, TITLES, Item, known, trained
 from compdiff.rendering import markdown_table, number, said
@@ -285,6 +285,7 @@ def report(
     """
     lines = [*head(results, title, kind, seeds), "## Gates", "", *gate_lines(findings(results, schema))]
     lines += [*unseen.composition_lines(results), *unseen.uncertainty_lines(sigma, held_out)]
+    lines += probe_report.probe_lines(results)
     lines += ["## Differences between methods", "", *ranking_lines(ranking_gates(results))]
     lines += ["Within noise = the interval of the difference holds 0 or, where none was computed, the two intervals "
               "touch. Verdicts are not corrected for the number of pairs; p-values that are say so.", ""]  # fmt: skip
