@@ -83,10 +83,10 @@ def matrices(matrix: pd.DataFrame, title: str) -> Figure:
             for (i, j), value in np.ndenumerate(wide.to_numpy()):
                 colour = "white" if value > middle else "black"
                 ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-            ax.set_xticks(range(len(wide.columns)), [f"{kind}\n{c}" for c in wide.columns], fontsize=6)
+            ax.set_xticks(range(len(wide.columns)), list(wide.columns), fontsize=6)
+            ax.set_xlabel("synthetic" if kind == "synthetic" else "other real patients", fontsize=6)
             ax.set_yticks(range(len(wide)), [f"real {r}" for r in wide.index], fontsize=6)
-            against = "synthetic" if kind == "synthetic" else "other real patients"
-            ax.set_title(f"{name}, n = {int(part['n'].iloc[0])}: real against {against}")
+            ax.set_title(f"{name}, n = {int(part['n'].iloc[0])}", fontsize=7)
     fig.suptitle(title, fontsize=8)
     return fig
 

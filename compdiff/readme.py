@@ -14,7 +14,7 @@ import pandas as pd
 from compdiff import paths, record
 from compdiff.frames import NOT_AVAILABLE, TITLES
 from compdiff.published import NOT_IN_RECORD
-from compdiff.rendering import markdown_table, number, number_range, shown
+from compdiff.rendering import markdown_table, number, number_range, said, shown
 
 NO_RESULTS = "No results here yet: run `make paper`."
 ITEMS = (  # paper item, table file, panel ("" = any), columns that begin with, notebook
@@ -103,15 +103,19 @@ def results_block(figures: Path = paths.FIGURES, whole: bool = True) -> str:
     return f"Each cell: {order}.\n\n{markdown_table(table, 'paper item')}"
 
 
+CLASSIFIERS = "*/*/*/*/run.json"  # of hearts: input, source, sampling, repeat; their notebook is not done when it writes
 GATE = re.compile(r"- \*(?P<gate>[^*]+)\*: .*?(?:holds in (?P<holds>\d+)|DOES NOT HOLD in \d+) of (?P<all>\d+)")
 VERDICT = re.compile(r"- (?P<method>[^:|*]+): \*\*(?P<word>composes|falls short|within noise|cannot be said)\*\* \(")
 UNSEEN = "unseen combinations: "
+HEARTS = {"real_test": "real test images", "control": "ControlNet", "text": "base alone"}
+AUGMENTED = ["stacked", "real + synthetic", "as found", "overall"]  # of changes.csv, against real images as found
+AUGMENTED_TITLE = "balanced accuracy, real + synthetic minus real"
 
 
 def findings_block(figures: Path = paths.FIGURES) -> str:
     """Each dataset's gates and verdicts on unseen combinations, from figures/*/report.md (notebook 08 writes it)."""
     rows = {}
-    for file in sorted(Path(figures).glob("*/report.md")):
+    for file in sorted(f for f in Path(figures).glob("*/report.md") if not f.with_name("generation.csv").exists()):
         lines = file.read_text().splitlines()
         gates = [m for m in map(GATE.match, lines) if m]
         words = {m["method"]: m["word"] for m in map(VERDICT.match, lines) if m}
@@ -122,6 +126,20 @@ def findings_block(figures: Path = paths.FIGURES) -> str:
     if not rows:
         return NO_RESULTS
     return markdown_table(pd.DataFrame.from_dict(rows, orient="index").fillna("-"), "dataset (its report)")
+
+
+def hearts_block(figures: Path = paths.FIGURES) -> str:
+    """Whether the ControlNet obeys its mask, and whether augmentation helped, from figures/*/{generation,changes}.csv."""
+    rows = {}
+    for file in sorted(Path(figures).glob("*/generation.csv")):
+        found = record.load_results([file]).set_index(["metric", "method"])
+        each = {f"{metric}, {HEARTS[method]}": said(found.loc[(metric, method)].to_dict())
+                for metric in ("Dice", "KID") for method in HEARTS if (metric, method) in found.index}  # fmt: skip
+        changes = pd.read_csv(file.with_name("changes.csv"), keep_default_na=False, na_values={c: [""] for c in ("value", "lo", "hi")})
+        mine = changes[(changes[["input", "source", "sampling", "group_kind"]] == AUGMENTED).all(axis=1)]
+        each |= {AUGMENTED_TITLE: f"{said(r)}: {r['verdict']}" for r in mine.to_dict("records")}
+        rows[f"[{file.parent.name}](figures/{file.parent.name}/report.md)"] = each
+    return markdown_table(pd.DataFrame.from_dict(rows, orient="index"), "hearts (report)") if rows else NO_RESULTS
 
 
 # --- budget -------------------------------------------------------------------------------------------------------
@@ -149,6 +167,9 @@ def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
         rows.append({"stage": file.name.removesuffix(".run.json"), "runs": len(logs) or 1, "steps": sum(steps),
                      "images": images, "minutes": max(run["minutes"], trainings), "peak MiB": run["peak_memory_mib"],
                      "cores": run["machine"].get("threads", run["machine"]["cores"])})  # fmt: skip
+    trained = [record.read_run(f) for s in seeds for f in sorted(Path(root).glob(f"seed{s}/downstream/{CLASSIFIERS}"))]
+    rows += [{"stage": "10_cardiac_fairness", "runs": 1, "steps": 0, "images": 0, "minutes": run["minutes"],
+              "peak MiB": run["peak_memory_mib"], "cores": run["machine"]["cores"]} for run in trained]  # fmt: skip
     if not rows:
         return pd.DataFrame(columns=["dataset", "stage", "runs", "steps", "images", "minutes", "peak MiB", "cores"])
     sums = pd.DataFrame(rows).groupby("stage", as_index=False)
@@ -205,7 +226,7 @@ def pages(figures: Path = paths.FIGURES) -> dict[str, dict[str, str]]:
     """{file of the repository: {name of its markers: what stands between them}}."""
     short = {"results": results_block(figures, whole=False), "budget": short_budget_block(figures)}
     return {
-        "README.md": {"findings": findings_block(figures), **short},
+        "README.md": {"findings": findings_block(figures), "hearts": hearts_block(figures), **short},
         "docs/results.md": {"results": results_block(figures), "budget": budget_block(figures)},
     }
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from compdiff import cardiac, faithful, heart_fairness, heart_report, plots_heart, rendering
+from compdiff import cardiac, faithful, heart_fairness, heart_report, plots_heart, readme, record, rendering
 from compdiff.heart_fairness import MAIN
 
 
@@ -96,3 +96,30 @@ def test_figures_show_what_they_are_given(tables):
     images, masks = studies.images("stacked", 32), studies.masks("stacked", 32)
     drawn = plots_heart.pairs(masks, {"phantom": images}, ["a", "b"], "t")
     assert np.array_equal(drawn.axes[3].images[0].get_array(), images[0, ..., 1]) and len(drawn.axes) == 8
+
+
+def test_the_readme_shows_hearts_in_a_table_of_their_own(tmp_path):
+    folder = tmp_path / "sunnybrook"
+    folder.mkdir()
+    rows = [{"stage": "cardiac", "method": m, "metric": metric, "value": v, "lo": v - 0.1, "hi": v + 0.1, "n": 45}
+            for m, metric, v in (("control", "Dice", 0.75), ("text", "Dice", 0.5), ("control", "KID", 2.0))]  # fmt: skip
+    record.save_results(record.results(rows, dataset="sunnybrook", seed=0), folder / "generation.csv")
+    (folder / "changes.csv").write_text(
+        "input,source,sampling,group_kind,group,metric,value,lo,hi,verdict,note\n"
+        "stacked,real + synthetic,as found,overall,,balanced accuracy,0.02,-0.05,0.09,undecided,\n"
+        "stacked,real + synthetic,weighted,overall,,balanced accuracy,0.5,0.4,0.6,helped,\n"
+    )
+    (folder / "report.md").write_text("- *accuracy*: something: holds in 3 of 3.\n")
+    head, _, line = readme.hearts_block(tmp_path).splitlines()
+    cells = dict(zip(*(map(str.strip, text.strip("|").split("|")) for text in (head, line)), strict=True))
+    assert cells["Dice, ControlNet"] == "0.75 [0.65, 0.85]" and cells["KID, ControlNet"] == "2.00 [1.90, 2.10]"
+    assert cells["balanced accuracy, real + synthetic minus real"] == "0.02 [-0.05, 0.09]: undecided"
+    assert readme.findings_block(tmp_path) == readme.NO_RESULTS, "its gates are others: they stand in the table of hearts"
+
+
+def test_classifiers_of_hearts_count_in_the_budget(tmp_path):
+    for repeat, minutes in (("repeat_0", 0.25), ("repeat_1", 0.5)):
+        made = {"minutes": minutes, "peak_memory_mib": 100 + minutes, "machine": {"cores": 2}}
+        record.write_json(tmp_path / "seed0/downstream/stacked/real/as_found" / repeat / "run.json", made)
+    (row,) = readme.budget(tmp_path, "cardiac", [0, 1]).to_dict("records")
+    assert (row["stage"], row["runs"], row["minutes"], row["peak MiB"]) == ("10_cardiac_fairness", 2, 0.75, 100.5)
