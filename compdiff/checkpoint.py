@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compdiff import optim, record
 from compdiff.interfaces import Reweighter
+from compdiff.sharded import part_of, whole
 
 
 class EMA:
@@ -46,7 +47,7 @@ class EMA:
 @torch.no_grad()
 def copy_into(params: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     for name, p in params.items():
-        p.copy_(values[name])
+        p.copy_(part_of(values[name], p))
 
 
 class Checkpoint:
@@ -57,6 +58,7 @@ class Checkpoint:
         self.reweighter, self.accelerator = reweighter, accelerator
         self.log: list[dict] = []
         self.best = {"val_loss": math.inf, "step": 0}
+        self.sharded = accelerator.is_fsdp2
 
     def restore(self) -> int:
         """Load checkpoint.safetensors if there is one; returns the number of finished steps."""
@@ -81,11 +83,13 @@ class Checkpoint:
 
     def save(self, step: int) -> None:
         self.accelerator.wait_for_everyone()
+        if not (self.accelerator.is_main_process or self.sharded):
+            return
+        tensors = {f"model.{n}": whole(p.detach()).cpu().contiguous() for n, p in self.params.items()}
+        tensors |= {f"ema.{n}": whole(p).cpu().contiguous() for n, p in (self.ema.shadow if self.ema else {}).items()}
+        tensors |= {f"optimizer.{n}": v for n, v in optim.tensors(self.optimizer).items()}
         if not self.accelerator.is_main_process:
             return
-        tensors = {f"model.{n}": p.detach().cpu().contiguous() for n, p in self.params.items()}
-        tensors |= {f"ema.{n}": p.cpu().contiguous() for n, p in (self.ema.shadow if self.ema else {}).items()}
-        tensors |= {f"optimizer.{n}": v for n, v in optim.tensors(self.optimizer).items()}
         tensors |= {f"reweighter.{n}": v for n, v in self.reweighter.state_dict().items()}
         meta = {"step": step, "log": self.log, "best": self.best}
         meta["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
@@ -98,8 +102,8 @@ class Checkpoint:
         """Write weights.safetensors when `score` is the lowest yet (called with the averaged weights in place)."""
         if score < self.best["val_loss"]:
             self.best = {"val_loss": score, "step": step}
+            tensors = {n: whole(p.detach()).cpu().contiguous() for n, p in self.params.items()}
             if self.accelerator.is_main_process:
-                tensors = {n: p.detach().cpu().contiguous() for n, p in self.params.items()}
                 with record.atomic(self.folder / "weights.safetensors") as temporary:
                     save_file(tensors, temporary)
 

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 
 def accelerator() -> torch.device:
-    """The GPU of this process (LOCAL_RANK, as its launcher numbers them), else the CPU."""
-    if not torch.cuda.is_available():
+    """The GPU of this process (LOCAL_RANK, as its launcher numbers them); the CPU without one, and under
+    `accelerate launch --cpu`.
+    """
+    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compdiff.config import TrainConfig
+from compdiff.sharded import part_of, whole
 
 WEIGHT_DECAY = 1e-2
 
@@ -47,7 +48,8 @@ def tensors(optimizer: Optimizer) -> dict[str, Tensor]:
                 value if isinstance(value, dict) else {name: value}
             )  # bitsandbytes keeps its quantised part in a dict
             found |= {
-                f"{index}.{n}": torch.as_tensor(v).detach().to("cpu", copy=True).contiguous() for n, v in inner.items()
+                f"{index}.{n}": whole(torch.as_tensor(v).detach()).to("cpu", copy=True).contiguous()
+                for n, v in inner.items()
             }
     return found
 
@@ -56,9 +58,12 @@ def restore(optimizer: Optimizer, stored: Mapping[str, Tensor]) -> None:
     """Give a fresh optimizer the state that `tensors` took from another one of the same kind."""
     state = optimizer.state_dict()
     state["state"] = {}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in stored.items():
         index, name = key.split(".", 1)
         number = value.dtype == torch.int64  # bitsandbytes counts steps in a Python number, torch in a float tensor
+        if value.shape == params[int(index)].shape:  # not the count of steps
+            value = part_of(value, params[int(index)])
         state["state"].setdefault(int(index), {})[name] = int(value) if number else value
     optimizer.load_state_dict(state)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import datetime
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -20,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError
 
 from compdiff import paths
 
@@ -46,11 +49,19 @@ RESULT_COLUMNS = (
 )
 
 
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "no file may be so large here",
+}
+
+
 @contextlib.contextmanager
 def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` only if the block succeeds.
 
     `durable` waits for the disk, so that a power cut cannot leave an empty file; thousands of small images go without.
+    OSError names `path` and the remedy where there is no room for it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +75,13 @@ def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
                 os.fsync(done.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))  # safetensors keeps the number in its words only
+        number = int(said[1]) if said else getattr(error, "errno", None)
+        if number not in NO_ROOM:
+            raise
+        remedy = "make room, or set RUNS= to a folder on another disk, and run again: what is finished is kept"
+        raise OSError(number, f"{NO_ROOM[number]}; {remedy}", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

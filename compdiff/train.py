@@ -25,9 +25,10 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed import DistError
+from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
-from compdiff import optim, record, sources
+from compdiff import optim, record, sharded, sources
 from compdiff.checkpoint import EMA, Checkpoint, copy_into, make_ready
 from compdiff.config import Config, TrainConfig, flat
 from compdiff.diffusion import Denoiser, Diffusion, trainable
@@ -35,7 +36,7 @@ from compdiff.interfaces import Conditioner, Reweighter
 from compdiff.latents import Latents, Rows
 
 TIMEOUT = timedelta(minutes=10)  # a process that has not answered for so long is given up
-SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+SHARDING = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class StepNoise:
@@ -82,18 +83,20 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def new_accelerator(config: TrainConfig) -> Accelerator:
-    """On the GPU where there is one; one process, or those that `accelerate launch` started.
+    """On the GPU where there is one; one process, or those that `accelerate launch` started, with DDP or FSDP (version 2).
 
-    ValueError for a mode that shards the weights over processes: the average and the checkpoint need them whole.
+    ValueError for other modes that shard the weights over processes.
     """
     patience = InitProcessGroupKwargs(timeout=TIMEOUT)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     if accelerator.distributed_type in SHARDING:
         raise ValueError(
-            f"{accelerator.distributed_type.value} shards the weights over processes, which this loop does not: launch with --multi_gpu "
-            "(every GPU holds the model: 24 GB for SD-2.1 with its average); if memory is short, lower MICROBATCH, set "
-            "GRADIENT_CHECKPOINTING=1 or LORA_RANK=16"
+            f"{accelerator.distributed_type.value} shards the weights over processes in a way of its own: launch with --multi_gpu "
+            "(every GPU holds the model: 24 GB for SD-2.1 with its average) or with --use_fsdp --fsdp_version 2; if memory is short, "
+            "lower MICROBATCH, set GRADIENT_CHECKPOINTING=1 or LORA_RANK=16"
         )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        sharded.check(accelerator)
     return accelerator
 
 
@@ -121,6 +124,7 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
     optim.quicken(model.unet, c)
     optimizer = optim.build(params, c)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}  # under FSDP they are others now
     ema = EMA(params, c.steps, c.ema_horizon) if c.ema else None
     run = Checkpoint(folder, params, ema, optimizer, reweighter, accelerator)
     validate_every = max(1, round(c.validate_every * c.steps))
@@ -158,13 +162,15 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
         if accelerator.is_main_process:  # one process decides
             reweighter.observe(gathered[:, 0], data.attributes[rows], whole.generator("sigma"), step)
         reweighter.sigma = broadcast(reweighter.sigma.to(device)).cpu()
-        row = {"step": step + 1, **means, "grad_norm": float(grad_norm), "lr": c.lr * learning_rate(step, c)}
+        row = {"step": step + 1, **means, "grad_norm": float(sharded.whole(grad_norm)), "lr": c.lr * learning_rate(step, c)}
         if (step + 1) % validate_every == 0 or step + 1 == c.steps:
             with ema.applied() if ema is not None else contextlib.nullcontext():
                 row["val_loss"] = validation_loss(model, base, valid, device)
                 if not math.isfinite(row["val_loss"]):
                     raise FloatingPointError(f"val_loss is {row['val_loss']} at step {step + 1}: lower lr")
                 run.keep_best(row["val_loss"], step + 1)
+            if isinstance(model, FSDPModule):
+                model.reshard()  # or the next step would go on from the average
         run.log.append(row)
         if (step + 1) % checkpoint_every == 0 or step + 1 == c.steps:
             run.save(step + 1)
@@ -231,7 +237,7 @@ def inputs_hash(config: Config, base_sha256: str, data: Latents, valid: Latents,
         digest.update(tensor.sha256.encode() if on_disk else tensor.detach().cpu().contiguous().numpy().tobytes())
     objects = [type(conditioner), type(reweighter)]
     code = sources.closure({o.__module__ for o in objects}, Path(__file__).parent)
-    names = {"train.py", "checkpoint.py", "diffusion.py", "optim.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
+    names = {"train.py", "checkpoint.py", "diffusion.py", "optim.py", "sharded.py", f"{denoiser.__module__.rpartition('.')[2]}.py"}
     code |= {name: record.source_sha256(Path(__file__).with_name(name)) for name in names}
     code.pop("compdiff/config.py", None)  # its values count, in `settings`
     settings = {"train": asdict(config.train), "hcn": asdict(config.hcn), "fair": asdict(config.fair)}

@@ -1,11 +1,12 @@
-"""Fixtures of the door's tests: a throw-away project (toy.py) that has run once, and copies of it."""
+"""Fixtures: a throw-away project (toy.py) that has run once and copies of it, a tiny run folder, trees of real layouts."""
 
 import shutil
 
 import pytest
 import toy
+from layouts import LAYOUTS, Tree
 
-from compdiff import run
+from compdiff import run, skeleton
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,21 @@ def studio_root(tiny_root, tmp_path_factory):
     import tiny
 
     return tiny.with_models(shutil.copytree(tiny_root, tmp_path_factory.mktemp("studio") / "runs"))
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory):
+    made = {}
+    for dataset, kind in [*((d, "") for d in LAYOUTS), ("mimic", "dcm")]:
+        made[dataset, kind] = skeleton.write(dataset, tmp_path_factory.mktemp(dataset) / "tree", kind)
+    made["fairgenmed", "jpg"] = made["fairgenmed", ""]
+    return made
+
+
+@pytest.fixture
+def copy(trees, tmp_path):
+    def make(dataset, kind=""):
+        shutil.copytree(trees[dataset, kind], tmp_path / dataset / "tree")
+        return Tree(dataset, tmp_path / dataset / "tree", kind)
+
+    return make

@@ -32,4 +32,16 @@ def test_each_process_has_its_own_gpu(monkeypatch, rank, gpus, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     assert str(devices.accelerator()) == expected
+
+
+@pytest.mark.parametrize("cpu, expected", [(True, "cpu"), (False, "cuda:0")])
+def test_a_launch_on_the_cpu_stays_there_though_there_is_a_gpu(monkeypatch, cpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", str(cpu))  # as `accelerate launch` writes its --cpu
+    module = Traveller()
+    with devices.on_accelerator(module) as there:
+        assert module.sent == [str(there)] == [expected]

@@ -13,6 +13,8 @@ import psutil
 import pytest
 import tiny
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
@@ -97,13 +99,22 @@ def short(tiny_root, tmp_path_factory):
     return weights(folder)
 
 
+def several(tiny_root, folder, *how):
+    command = [sys.executable, Path(__file__).with_name("tiny.py"), tiny_root, "hcn_fairdiffusion", folder, json.dumps(LONG), *how]
+    done = subprocess.run(command, check=True, env=ONE_THREAD, timeout=300, stdout=subprocess.PIPE, text=True)
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def on_gloo(tiny_root, tmp_path_factory):
     """(folder of the runs of `tiny.processes`, exit codes of each)."""
-    folder = tmp_path_factory.mktemp("gloo")
-    command = [sys.executable, Path(__file__).with_name("tiny.py"), tiny_root, "hcn_fairdiffusion", folder, json.dumps(LONG)]
-    done = subprocess.run(command, check=True, env=ONE_THREAD, timeout=300, stdout=subprocess.PIPE, text=True)
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    return several(tiny_root, tmp_path_factory.mktemp("gloo"))
+
+
+@pytest.fixture(scope="module")
+def under_fsdp(tiny_root, tmp_path_factory):
+    """(folder of the runs of `tiny.spread`, exit codes of each)."""
+    return several(tiny_root, tmp_path_factory.mktemp("fsdp"), "fsdp")
 
 
 @pytest.mark.parametrize("world", ["two", "four"])
@@ -117,6 +128,30 @@ def test_several_processes_train_the_weights_of_one(on_gloo, one_process, world)
     assert (again["loss"] - log["loss"]).abs().max() < TOLERANCE  # the same samples, times and noise at every step
     state = load_file(folder / world / "checkpoint.safetensors")
     assert state["reweighter.updates"].item() == 2 and len(state["reweighter.history"]) == STEPS
+
+
+def test_weights_spread_by_fsdp_are_trained_to_those_of_one_process(under_fsdp, one_process):
+    folder, codes = under_fsdp
+    log, found = one_process
+    assert codes["fsdp"] == [0, 0]
+    parts = json.loads((folder / "parts.json").read_text())
+    assert parts["held"] < 0.6 * parts["all"] and parts["held"] == parts["moments"] == parts["average"], "a process holds half"
+    assert distance(weights(folder / "fsdp"), found) < TOLERANCE
+    again = train.pd.read_csv(folder / "fsdp" / "log.csv")
+    for name in ("loss", "grad_norm", "val_loss"):
+        assert (again[name] - log[name]).abs().max() < 10 * TOLERANCE, name
+    spread, whole = (load_file(folder / name / "checkpoint.safetensors") for name in ("fsdp", "fsdp killed, ddp"))
+    assert {n: v.shape for n, v in spread.items()} == {n: v.shape for n, v in whole.items()}
+    assert max((spread[n] - whole[n]).abs().max() for n in whole if n.startswith(("model.", "ema."))) < TOLERANCE
+
+
+def test_a_killed_run_under_fsdp_goes_on_under_fsdp_and_without(under_fsdp):
+    folder, codes = under_fsdp
+    assert codes["fsdp killed"] == [1] and codes["fsdp killed, again"] == codes["fsdp killed, ddp"] == [0, 0]
+    assert "ConnectionError: process 0 of 2" in (folder / "fsdp killed.txt").read_text()
+    for name in ("weights.safetensors", "checkpoint.safetensors", "log.csv"):
+        assert (folder / "fsdp killed" / name).read_bytes() == (folder / "fsdp" / name).read_bytes(), name
+    assert distance(weights(folder / "fsdp killed, ddp"), weights(folder / "fsdp")) < TOLERANCE
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
@@ -154,9 +189,20 @@ def test_launch_trains_what_the_notebook_then_finds_finished(tiny_root, one_proc
     assert len(methods.fit("hcn_fairdiffusion", tiny.run_folder(tiny_root), c, seed=0)) == STEPS
 
 
-def test_a_mode_that_shards_the_weights_is_refused_in_words(monkeypatch):
+def test_another_mode_that_shards_the_weights_is_refused_in_words(monkeypatch):
+    monkeypatch.setattr(train.Accelerator, "distributed_type", train.DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match="DEEPSPEED shards the weights.*--multi_gpu.*--fsdp_version 2.*MICROBATCH.*LORA_RANK"):
+        train.new_accelerator(TrainConfig())
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    (dict(fsdp_version=1), "add --fsdp_version 2"),
+    (dict(fsdp_version=2, cpu_ram_efficient_loading=True), "add --fsdp_cpu_ram_efficient_loading false")])  # fmt: skip
+def test_an_fsdp_that_would_train_something_else_is_refused_in_words(monkeypatch, given, says):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # the plugin writes it
     monkeypatch.setattr(train.Accelerator, "distributed_type", train.DistributedType.FSDP)
-    with pytest.raises(ValueError, match="FSDP shards the weights.*--multi_gpu.*MICROBATCH.*LORA_RANK"):
+    monkeypatch.setattr(AcceleratorState, "fsdp_plugin", FullyShardedDataParallelPlugin(**given), raising=False)
+    with pytest.raises(ValueError, match=says):
         train.new_accelerator(TrainConfig())
 
 

@@ -15,6 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from compdiff import base, checkpoint, datasets, diffusion, latents, methods, paths, record, train
 from compdiff.config import DataConfig, settings
@@ -150,7 +152,31 @@ def _steps(folder):
 
 
 # --- several processes -------------------------------------------------------------------------------------------
-def in_processes(root, method, out, world, end=None, by=kill_myself, **values):
+def under_fsdp():
+    """From here on this process trains under FSDP. On the CPU accelerate has to be told so: there --use_fsdp means nothing."""
+    ordinary, save = train.new_accelerator, checkpoint.Checkpoint.save
+    layers = dict(auto_wrap_policy="TRANSFORMER_BASED_WRAP", transformer_cls_names_to_wrap=["BasicTransformerBlock", "CLIPEncoderLayer"])
+
+    def accelerator(c):
+        made = ordinary(c)
+        PartialState._shared_state["distributed_type"] = made.state.distributed_type = DistributedType.FSDP
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False, **layers)
+        return made
+
+    def count(self, step):
+        """Numbers that this process holds of all the trained weights, of their average and of the first moments."""
+        local = lambda tensors: sum(t.to_local().numel() for t in tensors)  # noqa: E731
+        moments = [state["exp_avg"] for state in self.optimizer.state.values()]
+        parts = {"all": sum(p.numel() for p in self.params.values()), "held": local(self.params.values()),
+                 "average": local(self.ema.shadow.values()), "moments": local(moments)}  # fmt: skip
+        if self.accelerator.is_main_process:
+            record.write_json(self.folder.parent / "parts.json", parts)
+        save(self, step)
+
+    train.new_accelerator, checkpoint.Checkpoint.save = accelerator, count
+
+
+def in_processes(root, method, out, world, end=None, by=kill_myself, fsdp=False, **values):
     """Train on `world` forked processes, as `accelerate launch` starts them but without its supervisor.
 
     The last one is killed (or whatever `by` does) after step `end`. Returns the exit codes of the others; what they say
@@ -169,6 +195,8 @@ def in_processes(root, method, out, world, end=None, by=kill_myself, **values):
         out.parent.mkdir(parents=True, exist_ok=True)
         if end is not None:
             os.dup2(os.open(out.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        if fsdp:
+            under_fsdp()
         if by is stand_still:
             train.TIMEOUT = timedelta(seconds=15)
         if end is not None and rank == world - 1:
@@ -194,8 +222,20 @@ def processes(root, method, out, values):
     print(json.dumps(codes))
 
 
+def spread(root, method, out, values):
+    """Under FSDP: 2 processes to the end; 2 of which one is killed; and 2 that go on from there, under FSDP and without."""
+    torch.set_num_threads(1)
+    values = values | dict(microbatch=1)  # two microbatches: the gradients of the first are kept without a word to the others
+    codes = {"fsdp": in_processes(root, method, out / "fsdp", 2, fsdp=True, **values)}
+    codes["fsdp killed"] = in_processes(root, method, out / "fsdp killed", 2, end=20, fsdp=True, **values)
+    shutil.copytree(out / "fsdp killed", out / "fsdp killed, ddp")
+    codes["fsdp killed, again"] = in_processes(root, method, out / "fsdp killed", 2, fsdp=True, **values)
+    codes["fsdp killed, ddp"] = in_processes(root, method, out / "fsdp killed, ddp", 2, **values)
+    print(json.dumps(codes))
+
+
 if __name__ == "__main__":
     if sys.argv[4:]:
-        processes(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4]))
+        (spread if sys.argv[5:] == ["fsdp"] else processes)(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4]))
     else:
         main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
