@@ -81,6 +81,7 @@ class FairConfig:
     """Fair Bayesian perturbation (FairDiffusion)."""
 
     weighting: str = "normalised"  # normalised (CompDiff's port) | original
+    groups: tuple[str, ...] = ()  # attributes whose categories are groups; those that a schema lacks are passed over; () = all
     time_window: int = 30  # steps per Bayesian update; the first window holds one record more
     exploitation: float = 0.95
     ucb_beta: float = 0.1
@@ -206,6 +207,7 @@ SEEDS: dict[str, int] = {"smoke": 0, "demo": 0, "paper": 42}  # of a run that na
 COMPDIFF = dict(steps=30_000, lr=1e-5, head_lr=1e-5, lr_schedule="cosine", warmup=500 / 30_000, clip=1.0, ema=True,
                 trained=("unet", "text_encoder"), lora_rank=0, optimizer="adamw", precision="bf16", gradient_checkpointing=True,
                 validate_every=2_500 / 30_000, checkpoint_every=2_500 / 30_000, kl_weight=0.005, kl_ramp=5_000 / 30_000, time_window=30,
+                groups=("race", "sex", "age"),
                 solver="ddpm", sample_steps=75, guidance=7.5)  # fmt: skip
 RECIPES: dict[str, dict[str, object]] = {
     "profile": {},
@@ -214,7 +216,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "fairdiffusion": dict(steps=100_000, batch=32, microbatch=16, lr=1e-5, head_lr=1e-5, lr_schedule="constant", warmup=0.0,
                           clip=1.0, ema=True, trained=("unet",), lora_rank=0, optimizer="adamw", precision="fp16",
                           gradient_checkpointing=True, validate_every=2_500 / 100_000, checkpoint_every=2_500 / 100_000,
-                          input_perturbation=0.0, weighting="original", time_window=30, solver="base", sample_steps=75,
+                          input_perturbation=0.0, weighting="original", groups=("race", "sex", "ethnicity"), time_window=30, solver="base", sample_steps=75,
                           guidance=7.5),
 }  # fmt: skip
 

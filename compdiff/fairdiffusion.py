@@ -37,12 +37,14 @@ class FairReweighter:
     broadcasts `sigma` from it. The step's loss is mean(w * l) over the global batch for both weightings.
     """
 
-    def __init__(self, schema_sizes: Sequence[int], config: FairConfig):
+    def __init__(self, schema_sizes: Sequence[int], config: FairConfig, columns: Sequence[int] | None = None):
+        """`columns`: the attributes that form groups, by their place in the schema; None = all."""
         if config.weighting not in ("normalised", "original"):
             raise ValueError(f"unknown weighting {config.weighting!r}; known: normalised, original")
         if config.time_window < 1:
             raise ValueError(f"time_window must be at least one step, got {config.time_window}")
-        self.schema_sizes, self.config = tuple(schema_sizes), config
+        self.columns = list(range(len(schema_sizes)) if columns is None else columns)
+        self.schema_sizes, self.config = tuple(schema_sizes[k] for k in self.columns), config
         self.sigma = torch.ones(sum(self.schema_sizes), dtype=torch.float64)  # [G]
         self.updates = 0  # Bayesian updates tried so far
         self._window: list[Tensor] = []  # this window's records [1 + G]: -gap, sigma
@@ -53,8 +55,8 @@ class FairReweighter:
 
         original: as they are. normalised (CompDiff's port): clamped at >= 0.1 and scaled to sum B.
         """
-        eps = torch.randn(attributes.shape, generator=generator)  # [B, K], CPU
-        w = 1 + (self.sigma.cpu()[self._groups(attributes.cpu())] * eps).sum(1)
+        groups = self._groups(attributes.cpu())
+        w = 1 + (self.sigma.cpu()[groups] * torch.randn(groups.shape, generator=generator)).sum(1)
         if self.config.weighting == "normalised":
             w = w.clamp(min=WEIGHT_MIN)
             w = w * len(w) / w.sum()
@@ -65,7 +67,7 @@ class FairReweighter:
 
         ValueError for losses that are not finite: no gap can be computed from them.
         """
-        gap = loss_gap(losses, attributes, self.schema_sizes)
+        gap = loss_gap(losses, attributes[:, self.columns], self.schema_sizes)
         sigma, update = self.sigma.cpu(), NO_UPDATE
         used = sigma
         self._window.append(torch.cat([torch.tensor([-gap], dtype=torch.float64), sigma]))
@@ -88,15 +90,15 @@ class FairReweighter:
         return sigma, update
 
     def _groups(self, attributes: Tensor) -> Tensor:
-        """Category indices [B, K] -> positions in sigma [B, K]."""
+        """Category indices [B, K] -> positions in sigma, of the attributes that form groups."""
         sizes = torch.tensor(self.schema_sizes)
-        return attributes + (sizes.cumsum(0) - sizes)
+        return attributes[:, self.columns] + (sizes.cumsum(0) - sizes)
 
     @property
     def history(self) -> list[dict[str, float]]:
         """One row per observed step: step, gap, update (0 none, 1 fitted, 2 failed) and the sigmas that were in use.
 
-        sigma_<k>_<c> belongs to category c of attribute k.
+        sigma_<k>_<c> belongs to category c of attribute k of those that form groups.
         """
         groups = [f"sigma_{k}_{c}" for k, n in enumerate(self.schema_sizes) for c in range(n)]
         columns = ["step", "gap", "update", *groups]
@@ -162,18 +164,27 @@ def propose(sigma: Tensor, reward: Tensor, config: FairConfig, seed: int) -> Ten
     return best[0].detach().clamp(0, 1)
 
 
-def read_history(folder: Path, schema: Schema) -> pd.DataFrame:
+def columns_of(schema: Schema, config: FairConfig) -> list[int]:
+    """Places of the attributes that form groups (`FairConfig.groups`). ValueError where the schema has none of them."""
+    found = [k for k, name in enumerate(schema.names) if not config.groups or name in config.groups]
+    if not found:
+        raise ValueError(f"groups {', '.join(config.groups)}: none is an attribute here; known: {', '.join(schema.names)}")
+    return found
+
+
+def read_history(folder: Path, schema: Schema, config: FairConfig) -> pd.DataFrame:
     """The stored history of a training folder, one row per step: step, gap, update and one sigma per category.
 
-    Sigma columns are named <attribute>=<category>. ValueError where the run had no reweighting or another schema.
+    Sigma columns are named <attribute>=<category>. ValueError where the run had no reweighting or other groups.
     """
     path = Path(folder) / "checkpoint.safetensors"
     with safe_open(path, framework="pt") as file:
         if "reweighter.history" not in file.keys():
             raise ValueError(f"{path} holds no sigma history: it was trained without FairDiffusion's weights")
         rows = file.get_tensor("reweighter.history")  # [steps, 3 + G]
-    groups = [f"{a.name}={category}" for a in schema.attributes for category in a.categories]
+    attributes = [schema.attributes[k] for k in columns_of(schema, config)]
+    groups = [f"{a.name}={category}" for a in attributes for category in a.categories]
     if rows.shape[1] != 3 + len(groups):
-        raise ValueError(f"{path} has {rows.shape[1] - 3} sigmas, this schema has {len(groups)}")
+        raise ValueError(f"{path} has {rows.shape[1] - 3} sigmas, these groups are {len(groups)}")
     history = pd.DataFrame(rows.numpy(), columns=["step", "gap", "update", *groups])
     return history.astype({"step": int, "update": int})

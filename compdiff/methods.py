@@ -43,9 +43,12 @@ def build_conditioner(
     return getattr(import_module(module), cls)(sizes, d_ctx, config, age_index, **arguments)
 
 
-def build_reweighter(fair: bool, sizes: Sequence[int], config: FairConfig) -> Reweighter:
-    """`Method.fair` -> object. `sizes`: C_k of the whole schema, encoded or not."""
-    return getattr(import_module(REWEIGHTER[0]), REWEIGHTER[1])(sizes, config) if fair else NoReweighter()
+def build_reweighter(fair: bool, schema: Schema, config: FairConfig) -> Reweighter:
+    """`Method.fair` -> object. Groups are those of `config`, encoded or not."""
+    if not fair:
+        return NoReweighter()
+    module = import_module(REWEIGHTER[0])
+    return getattr(module, REWEIGHTER[1])(schema.sizes, config, module.columns_of(schema, config))
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def build(method: str, schema: Schema, d_ctx: int, config: Config, seed: int) ->
     torch.manual_seed(seed)
     sizes = [schema.sizes[k] for k in columns]
     conditioner = build_conditioner(row.conditioner, sizes, d_ctx, config.hcn, age_index)
-    return Parts(conditioner, build_reweighter(row.fair, schema.sizes, config.fair), columns, named)
+    return Parts(conditioner, build_reweighter(row.fair, schema, config.fair), columns, named)
 
 
 def restore(method: str, folder: Path, base: Diffusion, schema: Schema, config: Config) -> tuple[Denoiser, Parts]:

@@ -21,11 +21,12 @@ def sigma_history(history: Mapping[str, pd.DataFrame], schema: Schema) -> Figure
     """
     if not history:
         return absent("FairDiffusion's sigma: not available")
-    rows = len(schema) + 1
+    grouped = [a for a in schema.attributes if any(f"{a.name}={a.categories[0]}" in frame for frame in history.values())]
+    rows = len(grouped) + 1
     fig = figure(COLUMN if len(history) == 1 else PAGE, 0.6 + 1.15 * rows)
     axes = fig.subplots(rows, len(history), sharex="col", sharey="row", squeeze=False)
     for column, (method, frame) in enumerate(history.items()):
-        for k, attribute in enumerate(schema.attributes):
+        for k, attribute in enumerate(grouped):
             ax = axes[k, column]
             for c, category in enumerate(attribute.categories):
                 ax.plot(frame["step"], frame[f"{attribute.name}={category}"], color=PALETTE[c], label=category, lw=0.9)

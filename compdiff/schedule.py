@@ -17,12 +17,17 @@ from compdiff.stages import Step, before
 T = TypeVar("T")
 
 
-def widest(steps: Sequence[Step]) -> int:
-    """How many of the steps, given in order, can go side by side: the most that lie equally deep."""
+def depths(steps: Sequence[Step]) -> dict[str, int]:
+    """{label: how many steps lie before it, one behind the other}; the steps come in order."""
     depth: dict[str, int] = {}
     for step in steps:
         depth[step.label] = 1 + max((depth[other.label] for other in before(step, list(steps))), default=0)
-    return max(Counter(depth.values()).values(), default=1)
+    return depth
+
+
+def widest(steps: Sequence[Step]) -> int:
+    """How many of the steps can go side by side: the most that lie equally deep."""
+    return max(Counter(depths(steps).values()).values(), default=1)
 
 
 def carry_out(
@@ -30,9 +35,12 @@ def carry_out(
 ) -> None:
     """`work` on every step, `jobs` at a time, none before what it reads; `told` (step, result) in the order of ending.
 
+    All trainings go before the first generation, all generations before the first figure: so that at the end, too,
+    there is more than one to do.
     If one fails, or on Ctrl-C, the event that the others were given is set, and the error goes on when they have ended.
     """
-    stopping, waiting, going = Event(), list(steps), dict[Future, Step]()
+    depth, stopping, going = depths(steps), Event(), dict[Future, Step]()
+    waiting = sorted(steps, key=lambda step: depth[step.label])
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while waiting or going:

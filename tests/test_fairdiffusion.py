@@ -9,6 +9,7 @@ from botorch.exceptions.errors import ModelFittingError
 from safetensors.torch import load, save
 
 from compdiff import fairdiffusion
+from compdiff.attributes import Attribute, Schema
 from compdiff.config import FairConfig
 from compdiff.fairdiffusion import FAILED, FITTED, NO_UPDATE, FairReweighter, loss_gap, propose
 
@@ -48,6 +49,25 @@ def test_weights_have_mean_one_and_the_variance_of_their_groups():
         weights = fair.weights(torch.tensor([row]).repeat(20_000, 1), rng(0))
         assert weights.mean().item() == pytest.approx(1, abs=0.03)
         assert weights.std().item() == pytest.approx(std, abs=0.03)
+
+
+def test_groups_may_be_some_attributes_only():
+    """The recipe of FairDiffusion: race, sex and ethnicity, but no age; what age a sample has then changes nothing."""
+    schema = Schema((Attribute("age", tuple("abc")), Attribute("sex", ("m", "f")), Attribute("race", ("x", "y"))))
+    chosen = FairConfig(groups=("race", "sex", "ethnicity"), weighting="original")
+    columns = fairdiffusion.columns_of(schema, chosen)
+    assert columns == [1, 2] and fairdiffusion.columns_of(schema, FairConfig()) == [0, 1, 2]
+    some = FairReweighter(schema.sizes, chosen, columns)
+    alone = FairReweighter((2, 2), FairConfig(weighting="original"))
+    rows = torch.tensor([[0, 1, 0], [2, 0, 1], [1, 1, 1], [0, 0, 0]])
+    for step in range(3):
+        assert torch.equal(some.weights(rows, rng(step)), alone.weights(rows[:, 1:], rng(step)))
+        losses = torch.rand(4, generator=rng(step + 10))
+        some.observe(losses, rows, rng(step + 20), step)
+        alone.observe(losses, rows[:, 1:], rng(step + 20), step)
+    assert some.history == alone.history and some.history[0]["gap"] > 0
+    with pytest.raises(ValueError, match="ethnicity: none is an attribute here; known: age, sex, race"):
+        fairdiffusion.columns_of(schema, FairConfig(groups=("ethnicity",)))
 
 
 # --- gap ------------------------------------------------------------------------------------------------------------

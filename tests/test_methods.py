@@ -8,6 +8,7 @@ import torch
 
 import compdiff
 from compdiff import methods
+from compdiff.attributes import Attribute, Schema
 from compdiff.config import METHODS, FairConfig, HCNConfig
 from compdiff.interfaces import NoReweighter
 from compdiff.stages import STAGES
@@ -32,7 +33,8 @@ def imported(module):
 def test_every_method_is_built_and_trains(method):
     sizes, config = (5, 2, 4), HCNConfig(d_node=4, aux_hidden=4)
     conditioner = methods.build_conditioner(METHODS[method].conditioner, sizes, 8, config, age_index=0)
-    reweighter = methods.build_reweighter(METHODS[method].fair, sizes, FairConfig())
+    schema = Schema((Attribute("age", tuple("abcde")), Attribute("sex", ("m", "f")), Attribute("race", tuple("abcd"))))
+    reweighter = methods.build_reweighter(METHODS[method].fair, schema, FairConfig())
     attributes, generator = torch.tensor([[0, 1, 2], [4, 0, 3]]), torch.Generator().manual_seed(0)
     output = conditioner(attributes)
     assert output.tokens.shape == (2, conditioner.n_tokens, 8)

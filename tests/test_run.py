@@ -258,4 +258,7 @@ def test_no_step_begins_before_what_it_reads_has_ended(jobs):
     schedule.carry_out(every, work, jobs, lambda step, _: None)
     assert sorted(ended) == sorted(step.label for step in every)
     assert max(most) <= jobs and (jobs == 1 or max(most) > 1)
+    if jobs == 1:
+        order = [label.split()[-1][:2] for label in begun]
+        assert order.index("05") > max(i for i, stage in enumerate(order) if stage in ("02", "03", "04"))
     assert schedule.widest(every) == 2 * 2 * 3 + 1, "three trainings for two seeds of two datasets, and the report on hearts"

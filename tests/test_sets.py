@@ -80,12 +80,12 @@ def test_history_is_read_back_from_a_checkpoint(data, tmp_path):
         reweighter.observe(torch.rand(len(attributes)), attributes, torch.Generator().manual_seed(step), step)
     state = {f"reweighter.{n}": v for n, v in reweighter.state_dict().items()}
     save_file(state, tmp_path / "checkpoint.safetensors", metadata={"state": json.dumps({})})
-    history = read_history(tmp_path, data.schema)
+    history = read_history(tmp_path, data.schema, config.FairConfig())
     assert history["gap"].tolist() == [row["gap"] for row in reweighter.history]
     assert history["race=Asian"].tolist() == [row["sigma_2_2"] for row in reweighter.history]
     save_file({"model.x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors")
     with pytest.raises(ValueError, match="no sigma history"):
-        read_history(tmp_path, data.schema)
+        read_history(tmp_path, data.schema, config.FairConfig())
 
 
 def test_spread_covers_cells_once_and_shows_a_held_out_one():
