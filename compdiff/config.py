@@ -180,8 +180,9 @@ PROFILES: dict[str, dict[str, object]] = {
 
 # Datasets on which a profile differs. Real radiographs: the shipped base has only seen phantoms, so it is adapted.
 DATASET_PRESETS: dict[tuple[str, str], dict[str, object]] = {
-    # 345 training images, seen 55 times; the probe of sex (probes.py) needs the extractor's own size.
-    ("demo", "nih"): dict(vae_steps=600, unet_steps=600, steps=600, feature_size=224),
+    # 345 training images, seen 55 times; guided more strongly, so that view and sex show; the probe of sex (probes.py)
+    # needs the extractor's own size.
+    ("demo", "nih"): dict(vae_steps=600, unet_steps=600, steps=600, guidance=2.0, feature_size=224),
     ("smoke", "nih"): dict(vae_steps=2, unet_steps=2),
 }
 
