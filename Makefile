@@ -66,7 +66,7 @@ clean: ## remove runs/smoke and caches; says what it leaves
 ifneq ($(READY),)
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: PYTHON=<path>")'
-	@echo "Setting up $(VENV) from requirements.txt: 1 to 3 minutes, 2 GB, once"
+	@echo "Setting up $(VENV) from requirements.txt: 1 to 5 minutes, 2 GB, once"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet $(PIP_ARGS) -r requirements.txt
 	@$(PY) -m pip install --quiet $(PIP_ARGS) --no-deps -e .

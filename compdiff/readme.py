@@ -104,7 +104,8 @@ def results_block(figures: Path = paths.FIGURES, whole: bool = True) -> str:
 
 
 CLASSIFIERS = "*/*/*/*/run.json"  # of hearts: input, source, sampling, repeat; their notebook is not done when it writes
-GATE = re.compile(r"- \*(?P<gate>[^*]+)\*: .*?(?:holds in (?P<holds>\d+)|DOES NOT HOLD in \d+) of (?P<all>\d+)")
+GATE = re.compile(r"- \*(?P<gate>[^*]+)\*: .*?(?:holds in (?P<holds>\d+)|DOES NOT HOLD in \d+) of (?P<all>\d+)"
+                  r"(?:.*?cannot be said in (?P<mute>\d+) of)?")
 VERDICT = re.compile(r"- (?P<method>[^:|*]+): \*\*(?P<word>composes|falls short|within noise|cannot be said)\*\* \(")
 UNSEEN = "unseen combinations: "
 HEARTS = {"real_test": "real test images", "control": "ControlNet", "text": "base alone"}
@@ -119,7 +120,7 @@ def findings_block(figures: Path = paths.FIGURES) -> str:
         lines = file.read_text().splitlines()
         gates = [m for m in map(GATE.match, lines) if m]
         words = {m["method"]: m["word"] for m in map(VERDICT.match, lines) if m}
-        row = {m["gate"]: f"{m['holds'] or 0} of {m['all']}" for m in gates}
+        row = {m["gate"]: f"{m['holds'] or 0} of {m['all']}" + (f" ({m['mute']} cannot be said)" if m["mute"] else "") for m in gates}
         for word in dict.fromkeys(words.values()):
             row[UNSEEN + word] = ", ".join(name for name, w in words.items() if w == word)
         rows[f"[{file.parent.name}](figures/{file.parent.name}/report.md)"] = row

@@ -30,11 +30,22 @@ def with_n(row: dict | None) -> str:
     return said(row) + (f", n = {row['n']:.0f}" if frames.known(row) and pd.notna(row["n"]) else "")
 
 
+def unread(results: pd.DataFrame) -> list[str]:
+    """Attributes that the judge reads in real test images no better than in images with shuffled attributes."""
+    metrics = [m for m in results.loc[results["stage"] == "alignment", "metric"].unique() if m.startswith("accuracy:")]
+    rows = {m: [Item("alignment", m).of(results, control) for control in ("real_test", "shuffled")] for m in metrics}
+    blind = [m for m, (real, chance) in rows.items() if frames.known(real, chance) and not real["lo"] > chance["value"]]
+    return [m.removeprefix("accuracy:") for m in blind]
+
+
 def composes(results: pd.DataFrame, method: str) -> tuple[str, str]:
     """(composes | falls short | within noise | cannot be said, why): mean attribute accuracy, held-out against seen.
 
     Composes: the difference's interval lies above a loss of a tenth, and the seen cells above shuffled attributes.
+    A mean over attributes says nothing where the judge cannot read one of them.
     """
+    if blind := unread(results):
+        return "cannot be said", f"the judge cannot read {', '.join(blind)} in real test images either"
     held, seen, chance = (Item("alignment", "accuracy", "held_out", g).of(results, m)
                           for g, m in zip((*GROUPS, "seen"), (method, method, "shuffled"), strict=True))  # fmt: skip
     if not all(frames.known(r) and frames.has_interval(r) for r in (held, seen)):

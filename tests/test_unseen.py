@@ -27,6 +27,15 @@ def test_words_follow_the_intervals(numbers, word):
     assert any(f"HCN (CompDiff): **{word}**" in line for line in unseen.composition_lines(results))
 
 
+def test_a_mean_over_what_the_judge_cannot_read_says_nothing():
+    results = accuracy(0.88, 0.87)
+    row = results.iloc[0].to_dict() | {"metric": "accuracy:sex", "group_kind": "overall", "group": ""}
+    for real, word in ((0.5, "composes"), (0.31, "cannot be said")):
+        extra = [row | {"method": m, "value": v, "lo": v - 0.02, "hi": v + 0.02} for m, v in (("real_test", real), ("shuffled", 0.3))]
+        told, why = unseen.composes(pd.concat([results, pd.DataFrame(extra)], ignore_index=True), "hcn")
+        assert told == word and ("cannot read sex" in why) == (word != "composes")
+
+
 def test_interval_of_a_difference_is_that_of_independent_normal_numbers():
     x, y = ({"value": v, "lo": v - 1.96 * s, "hi": v + 1.96 * s} for v, s in ((1.0, 0.3), (3.0, 0.4)))
     found = unseen.apart_by(x, y)
