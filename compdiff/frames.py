@@ -238,6 +238,11 @@ def apart(x: dict, y: dict) -> bool:
     return bool(x_lo > y_hi or y_lo > x_hi)
 
 
+def reads(judge: dict, chance: dict) -> bool:
+    """Does a judge see anything: is its interval on real test images wholly above that of shuffled attributes?"""
+    return judge["value"] > chance["value"] and apart(judge, chance)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A pair of methods in one number. word: above | below | within noise | cannot be said; sign: of a minus b."""

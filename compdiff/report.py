@@ -36,14 +36,14 @@ class Finding:
 def accuracy_gates(results: pd.DataFrame, schema: Schema) -> list[Finding]:
     """Accuracy >= 90 % of the judge's own real-test score, and the whole interval above the shuffled-attributes row.
 
-    A judge whose own interval is not above the shuffled row sees nothing: then the first cannot be said.
+    A judge whose own interval is not above the shuffled row's sees nothing: then the first cannot be said.
     """
     out = []
     for method, name in product(trained(results), schema.names):
         item = Item("alignment", f"accuracy:{name}")
         ours, judge, shuffled = (item.of(results, m) for m in (method, "real_test", "shuffled"))
         whole = known(ours, judge, shuffled) and pd.notna(judge["lo"])
-        blind = whole and judge["lo"] <= shuffled["value"]
+        blind = whole and not frames.reads(judge, shuffled)
         share = f" ({100 * ours['value'] / judge['value']:.0f} %)" if whole and judge["value"] > 0 else ""
         remark = ", no better than with shuffled attributes" if blind else ""
         holds = bool(ours["value"] >= SHARE_OF_JUDGE * judge["value"]) if whole and not blind else None

@@ -34,7 +34,7 @@ def unread(results: pd.DataFrame) -> list[str]:
     """Attributes that the judge reads in real test images no better than in images with shuffled attributes."""
     metrics = [m for m in results.loc[results["stage"] == "alignment", "metric"].unique() if m.startswith("accuracy:")]
     rows = {m: [Item("alignment", m).of(results, control) for control in ("real_test", "shuffled")] for m in metrics}
-    blind = [m for m, (real, chance) in rows.items() if frames.known(real, chance) and not real["lo"] > chance["value"]]
+    blind = [m for m, (real, chance) in rows.items() if frames.known(real, chance) and not frames.reads(real, chance)]
     return [m.removeprefix("accuracy:") for m in blind]
 
 
