@@ -21,7 +21,7 @@ import psutil
 
 from compdiff import paths, record
 
-DIED = "the kernel died, most often because memory ran out (try a smaller MICROBATCH or SAMPLE_BATCH)"
+DIED = "the kernel died, most often because memory ran out (try JOBS=1, then a smaller MICROBATCH or SAMPLE_BATCH)"
 
 
 class Stopped(Exception):
@@ -32,8 +32,7 @@ class Failed(Exception):
     """A notebook raised; `kept` is the notebook with its output up to there."""
 
     def __init__(self, message: str, kept: Path):
-        super().__init__(message)
-        self.kept = kept
+        super().__init__(f"{message}\nkept with its output: {os.path.relpath(kept)}")
 
 
 def declared(notebook: Path) -> list[str]:

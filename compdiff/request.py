@@ -19,7 +19,7 @@ VARIABLES = {
     "ABLATION": "1 = extra rows and ablations (chest phantom)",
     "STRATEGIES": "downstream strategies",
     "STAGES": "only these notebooks and what they need",
-    "JOBS": "notebooks at a time, each on its share of the cores: as many as cores, at paper size 1",
+    "JOBS": "notebooks at a time, each on its share of the cores: as many as cores and memory allow, at paper size 1",
     "RECIPE": " | ".join(config.RECIPES),
 }
 REAL = {"cardiac": "sunnybrook"}  # phantoms -> the open data of their kind, where a data folder is given
@@ -43,7 +43,7 @@ class Request:
     stages: tuple[str, ...] = ()  # () = all; else these and what they need
     data_root: str = ""
     runs: str = ""
-    jobs: int = 0  # notebooks at a time, 0 = as many as cores (at paper size 1)
+    jobs: int = 0  # notebooks at a time, 0 = as many as cores and free memory allow (at paper size 1)
     overrides: Mapping[str, object] = field(default_factory=dict)
 
     def methods_of(self, dataset: str) -> tuple[str, ...]:

@@ -48,12 +48,16 @@ def check_names(project: Project, request: Request) -> None:
         needed(project, request.stages)
         have = {step.dataset for step in steps(project, request)}
         if idle := [d for d in request.datasets if d not in have]:
-            raise ValueError(f"none of the stages {', '.join(request.stages)} is one of {idle[0]}'s")
+            theirs = {s.family or Request().datasets[0] for s in project.stages if s.name in request.stages}
+            remedy = " or ".join(f"DATASETS={name}" for name in sorted(theirs))
+            raise ValueError(
+                f"none of the stages {', '.join(request.stages)} is one of {idle[0]}'s; name its dataset: {remedy}"
+            )
     except ValueError as error:
         raise Refused(str(error)) from None
 
 
-def check(project: Project, request: Request, todo: Sequence[Step]) -> None:
+def check(project: Project, request: Request, todo: Sequence[Step], heading: str = "nothing was run:") -> None:
     """Refused, with all problems at once, unless everything that can be seen in advance is in place."""
     problems = []
     for dataset in request.datasets:
@@ -69,6 +73,9 @@ def check(project: Project, request: Request, todo: Sequence[Step]) -> None:
             problems.append(f"{dataset} needs DATA_ROOT=<folder of its files>. {where}")
         elif not Path(request.data_root).expanduser().is_dir():
             problems.append(f"{dataset}: DATA_ROOT={request.data_root} is not a folder. {where}")
+        own = config.settings(request.profile, dataset, **request.overrides).base_model
+        if own.base == "tiny" and not own.vae_steps and request.profile != "smoke":
+            problems.append(f"{dataset}: the shipped base knows phantoms only; adapt it: VAE_STEPS=600 UNET_STEPS=600")
     base = config.settings(request.profile, **request.overrides).base_model
     if not base.base:
         problems.append(
@@ -83,20 +90,22 @@ def check(project: Project, request: Request, todo: Sequence[Step]) -> None:
         elif unknown := set(step.parameters()) - set(execute.declared(step.notebook)):
             problems.append(f"{step.notebook.name} declares no parameter named {', '.join(sorted(unknown))} {READABLE}")
     if problems:
-        raise Refused("\n  ".join(["nothing was run:", *dict.fromkeys(problems)]))
+        raise Refused("\n  ".join([heading, *dict.fromkeys(problems)]))
 
 
 # --- running --------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a dataset's run folder alone; a second run waits and says for whom."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, who = FileLock(folder / ".lock"), folder / ".working"
+    """Hold a folder alone, by a file beside it; a second run waits and says for whom."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock, who = FileLock(folder.with_name(f".{folder.name}.lock")), folder.with_name(f".{folder.name}.working")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        other = who.read_text() if who.exists() else "another run"
-        print(f"waiting until {other} has finished in {folder.name} (Ctrl-C gives up)", flush=True)
+        other = "another run"
+        with contextlib.suppress(FileNotFoundError):  # it may have ended this moment
+            other = who.read_text()
+        print(f"waiting until {other} has finished in {os.path.relpath(folder)} (Ctrl-C gives up)", flush=True)
         lock.acquire()
     try:
         who.write_text(f"process {os.getpid()} (since {datetime.datetime.now():%H:%M})")
@@ -104,6 +113,11 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         who.unlink(missing_ok=True)
         lock.release()
+
+
+def written(all_steps: Sequence[Step]) -> list[Path]:
+    """Folders that a run needs alone, in one order for all runs: of its datasets, and of their figures for any RUNS."""
+    return sorted({s.folder.root for s in all_steps} | {s.figures for s in all_steps if s.stage.to_figures})
 
 
 def digests(step: Step, all_steps: Sequence[Step]) -> dict[str, str | None]:
@@ -144,39 +158,36 @@ def perform(step: Step, upstream: Mapping[str, str | None], stopping: threading.
     return record.read_run(step.run_file)["minutes"]
 
 
-def side_by_side(request: Request, all_steps: Sequence[Step]) -> tuple[int, int]:
-    """(notebooks at a time, threads of each; 0 = as many as torch likes). At paper size one at a time has the GPU."""
-    cores = os.cpu_count() or 1
-    jobs = min(request.jobs or (1 if request.profile == "paper" else cores), schedule.widest(all_steps))
-    return jobs, 0 if jobs == 1 or "OMP_NUM_THREADS" in os.environ else max(1, cores // jobs)
-
-
 def run(project: Project, request: Request) -> None:
-    """Carry out a request, one line for each step when it has ended."""
+    """Carry out a request: one line for each step when it has ended, and when it begins if it may have company."""
     start = time.monotonic()
     planned = plan(project, request)
-    if any(why for _, why in planned):
-        check(project, request, [step for step, _ in planned])
     all_steps = [step for step, _ in planned]
-    jobs, threads = side_by_side(request, all_steps)
-    minutes: list[float | None] = []
+    if todo := [step for step, why in planned if why]:
+        check(project, request, all_steps)
+    jobs, threads = schedule.jobs(request, todo), schedule.threads(request, all_steps)
+    ended: list[float | BaseException | None] = []  # minutes, or what made it fail, or None: up to date
 
     def work(step: Step, stopping: threading.Event) -> float | None:
         upstream = digests(step, all_steps)
-        return perform(step, upstream, stopping, threads) if step.reasons(upstream) else None
+        if not step.reasons(upstream):
+            return None
+        if jobs > 1:
+            print(f"{'':8s}{step.label:34s} ... begun", flush=True)
+        return perform(step, upstream, stopping, threads[step.label])
 
-    def told(step: Step, took: float | None) -> None:
-        minutes.append(took)
-        text = "up to date" if took is None else f"{took:.1f} min"
-        print(f"[{len(minutes):2d}/{len(all_steps)}] {step.label:34s} ... {text}", flush=True)
+    def told(step: Step, end: float | BaseException | None) -> None:
+        ended.append(end)
+        text = "up to date" if end is None else f"{end:.1f} min" if isinstance(end, float) else "failed"
+        print(f"[{len(ended):2d}/{len(all_steps)}] {step.label:34s} ... {text}", flush=True)
 
     if jobs > 1:
         print(f"{len(all_steps)} notebooks, up to {jobs} at a time", flush=True)
     with contextlib.ExitStack() as held:
-        for root in sorted({step.folder.root for step in all_steps}):
-            held.enter_context(locked(root))
+        for folder in written(all_steps):
+            held.enter_context(locked(folder))
         schedule.carry_out(all_steps, work, jobs, told)
-    ran = sum(took is not None for took in minutes)
+    ran = sum(took is not None for took in ended)
     print(f"{ran} of {len(all_steps)} ran, {(time.monotonic() - start) / 60:.1f} min")
     for folder in dict.fromkeys(os.path.relpath(s.figures) for s in all_steps if s.stage.to_figures):
         print(f"tables and figures: {folder}")
@@ -212,20 +223,23 @@ def inputs(
 
 # --- the other commands ---------------------------------------------------------------------------------------------
 def print_plan(project: Project, request: Request) -> None:
+    """What would run, and why; Refused, at the end, where `paper` would be refused."""
     planned = plan(project, request)
     for step, why in planned:
         more = f" (and {len(why) - 6} more)" if len(why) > 6 else ""
         print(f"{step.label:34s} {'; '.join(why[:6]) + more if why else 'up to date'}")
-    print(f"{sum(bool(why) for _, why in planned)} of {len(planned)} would run")
+    print(f"{sum(bool(why) for _, why in planned)} of {len(planned)} would run", flush=True)
+    if any(why for _, why in planned):
+        check(project, request, [step for step, _ in planned], "it would be refused:")
 
 
 def clean(project: Project, request: Request) -> None:
     """Remove the smoke runs and caches. Refused while a smoke run is going on."""
     runs = Path(request.runs)
-    for lock in runs.glob("smoke/*/.lock"):
+    for lock in runs.glob("smoke/.*.lock"):
         with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
             continue
-        raise Refused(f"a run is working in {lock.parent}: let it finish or end it first")
+        raise Refused(f"a run is working in {lock.with_name(lock.stem[1:])}: let it finish or end it first")
     caches = [project.root / name for name in (".pytest_cache", ".hypothesis")]
     for top in (project.package, project.notebooks, project.root / "tests", project.root / "benchmarks"):
         caches += [d for name in ("__pycache__", ".ipynb_checkpoints") for d in top.rglob(name)]
@@ -270,8 +284,8 @@ def main(words: Sequence[str], project: Project = PROJECT) -> int:
         print(f"compdiff: {error}", file=sys.stderr)
         return 2
     except execute.Failed as error:
-        kept = os.path.relpath(error.kept)
-        print(f"{error}\nkept with its output: {kept}\nwhen mended, go on with: {command(request)}", file=sys.stderr)
+        further = getattr(error, "__notes__", [])
+        print("\n".join([str(error), *further, f"when mended, go on with: {command(request)}"]), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nended; what was finished is kept. Go on with: {command(request)}", file=sys.stderr)

@@ -6,15 +6,21 @@ the time that they take one after the other on both.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from threading import Event
 from typing import TypeVar
 
+import psutil
+
+from compdiff.request import Request
 from compdiff.stages import Step, before
 
 T = TypeVar("T")
+NOTEBOOK = 1.5 * 2**30  # bytes of memory that one may need at demo size
 
 
 def depths(steps: Sequence[Step]) -> dict[str, int]:
@@ -30,16 +36,46 @@ def widest(steps: Sequence[Step]) -> int:
     return max(Counter(depths(steps).values()).values(), default=1)
 
 
+def jobs(request: Request, todo: Sequence[Step]) -> int:
+    """Notebooks at a time: JOBS, else one for each core that free memory allows; no more than `todo` has side by side.
+
+    At paper size one at a time has the GPU.
+    """
+    room = max(1, int(psutil.virtual_memory().available // NOTEBOOK))
+    return min(request.jobs or min(_most(request), room), widest(todo))
+
+
+def threads(request: Request, every: Sequence[Step]) -> dict[str, int]:
+    """{label: threads}: the cores divided among the steps that lie equally deep, among JOBS of them at most.
+
+    0 = as many as torch likes, for a step without company or where OMP_NUM_THREADS is set. The sums of a training are
+    split among its threads, and so are its last bits: the number depends on the request and the machine's cores alone,
+    never on what is done already, what else runs now or how much memory is free, and a training that goes on after
+    an interruption ends as it would have without.
+    """
+    depth = depths(every)
+    equal = Counter(depth.values())
+    share = {label: min(request.jobs or _most(request), equal[d]) for label, d in depth.items()}
+    given = "OMP_NUM_THREADS" in os.environ
+    return {label: 0 if given or n == 1 else max(1, (os.cpu_count() or 1) // n) for label, n in share.items()}
+
+
+def _most(request: Request) -> int:
+    return 1 if request.profile == "paper" else os.cpu_count() or 1
+
+
 def carry_out(
-    steps: Sequence[Step], work: Callable[[Step, Event], T], jobs: int, told: Callable[[Step, T], None]
+    steps: Sequence[Step], work: Callable[[Step, Event], T], jobs: int, told: Callable[[Step, T | BaseException], None]
 ) -> None:
     """`work` on every step, `jobs` at a time, none before what it reads; `told` (step, result) in the order of ending.
 
     All trainings go before the first generation, all generations before the first figure: so that at the end, too,
     there is more than one to do.
-    If one fails, or on Ctrl-C, the event that the others were given is set, and the error goes on when they have ended.
+    If one fails, `told` gets the error; nothing new begins, but what is going goes on to its end. Then the first error
+    is raised, with further ones as its notes. On Ctrl-C the event that `work` was given is set; KeyboardInterrupt goes
+    on when all have ended, and a second Ctrl-C changes nothing.
     """
-    depth, stopping, going = depths(steps), Event(), dict[Future, Step]()
+    depth, stopping, going, failed = depths(steps), Event(), dict[Future, Step](), list[BaseException]()
     waiting = sorted(steps, key=lambda step: depth[step.label])
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -49,6 +85,23 @@ def carry_out(
                     waiting.remove(step)
                     going[pool.submit(work, step, stopping)] = step
                 for done in wait(going, return_when=FIRST_COMPLETED).done:
-                    told(going.pop(done), done.result())
+                    if error := done.exception():
+                        failed.append(error)
+                        waiting.clear()
+                    told(going.pop(done), error or done.result())
+                if failed and going:
+                    print(f"nothing new begins; {_notebooks(going)} still at work (Ctrl-C ends them)", flush=True)
         finally:
             stopping.set()
+            while left := [future for future in going if not future.done()]:
+                with suppress(KeyboardInterrupt):
+                    print(f"ending {_notebooks(left)}, up to 10 s", flush=True)
+                    wait(left)
+    for further in failed[1:]:
+        failed[0].add_note(f"failed too: {further}")
+    if failed:
+        raise failed[0]
+
+
+def _notebooks(some: Collection[object]) -> str:
+    return f"{len(some)} notebook{'s' * (len(some) > 1)}"

@@ -39,6 +39,48 @@ def test_refused_before_anything_runs(project, capsys, given, said):
     assert executions(project) == []
 
 
+def test_plan_ends_with_what_would_be_refused(project, capsys):
+    assert run.main(["plan", *asked(project), "DATASETS=real"], project) == 2
+    out, err = capsys.readouterr()
+    assert out.count("not finished before") == 4 and out.endswith("4 of 4 would run\n")
+    assert "it would be refused:" in err and "real needs DATA_ROOT" in err
+    assert run.main(["plan", *asked(project)], project) == 0, "generated data need nothing"
+    assert run.main(["plan", *asked(project), "PROFILE=smoke"], project) == 0
+    assert capsys.readouterr().out.endswith("0 of 4 would run\n") and executions(project) == []
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["STAGES=10_cardiac_fairness"], "is one of chest's; name its dataset: DATASETS=cardiac"),
+        (["STAGES=06_metrics", "DATASETS=cardiac"], "is one of cardiac's; name its dataset: DATASETS=chest"),
+    ],
+)
+def test_a_stage_of_other_datasets_names_one(tmp_path, capsys, given, said):
+    assert run.main(["plan", *given, f"RUNS={tmp_path}"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_real_images_on_the_shipped_base_need_its_adaptation(project, tmp_path, capsys):
+    words = ["plan", *asked(project), "DATASETS=real", f"DATA_ROOT={tmp_path}"]
+    assert run.main(words, project) == 2
+    assert "real: the shipped base knows phantoms only" in (said := capsys.readouterr().err)
+    remedy = [word for word in said.split() if "_STEPS=" in word]
+    assert remedy == ["VAE_STEPS=600", "UNET_STEPS=600"] and run.main([*words, *remedy], project) == 0
+    assert run.main([*words, "PROFILE=smoke"], project) == 0, "a rehearsal shows that the code runs, no more"
+    assert run.main([*words, "BASE=some/mirror", "REVISION=1"], project) == 0, "another base"
+
+
+@pytest.mark.parametrize("dataset, fits", [("nih", True), *((name, True) for name in config.HEARTS), ("mimic", False)])
+def test_presets_adapt_the_shipped_base(tmp_path, dataset, fits):
+    wanted = request.parse([f"DATASETS={dataset}", f"DATA_ROOT={tmp_path}"], "demo")
+    if fits:
+        run.check(stages.PROJECT, wanted, [])
+    else:
+        with pytest.raises(request.Refused, match="VAE_STEPS=600"):
+            run.check(stages.PROJECT, wanted, [])
+
+
 def test_a_parameter_that_a_notebook_does_not_declare_is_refused(project, capsys):
     edit_notebook(project, "04_all", "overrides: dict = {}", "override: dict = {}")
     edit_module(project, "hcn", "x * SCALE", "x * SCALE * 2")
