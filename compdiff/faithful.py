@@ -1,9 +1,11 @@
 """Does a generated heart show the mask that was asked for, and is it still a picture of a heart? Method section 5.
 
 Faithfulness: Dice of the requested cavity and the one that `segment` finds; the finder's own Dice on real test images
-is what can be reached. A picture that is the mask, painted in flat greys, may have the best Dice of all, so Dice counts
-only beside a distance to real images (KID), which such a picture fails. Group x group: FID of every real group against every
-synthetic one, all at one size, beside the floor: halves of real patients against other real patients.
+is what can be reached, and what the diagnosis alone tells (`typical`, no image) is what must be beaten. A picture that
+is the mask, painted in flat greys, shows the mask by construction; the finder, trained on real images, finds only part
+of it. So Dice, too, needs an image that the finder can read, and a distance to real images (KID) says whether it is a
+heart. Group x group: FID of every real group against every synthetic one, all at one size, beside the floor: halves of
+real patients against other real patients.
 """
 
 from __future__ import annotations
@@ -53,6 +55,21 @@ def paste(masks: np.ndarray, images: np.ndarray, real_masks: np.ndarray) -> np.n
     """The control: requested masks [N, S, S, 3] painted with the mean grey that each mask value has in real images."""
     greys = np.array([images[real_masks == v].mean() if (real_masks == v).any() else 0 for v in range(4)])
     return greys[masks].round().astype(np.uint8)
+
+
+def typical(masks: np.ndarray, y: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """What the diagnosis alone tells: pixels that are cavity in most training masks [N, S, S, 3] with the label y [N],
+    one answer for every label of `wanted` [n] -> uint8 [n, S, S, 2], as `found` would return it."""
+    each = {v: ((masks[y == v][..., :2] == heart.CAVITY).mean(axis=0) > 0.5) * heart.CAVITY for v in np.unique(wanted)}
+    return np.stack([each[v] for v in wanted]).astype(np.uint8)
+
+
+def exchanged(y: np.ndarray) -> np.ndarray:
+    """Row numbers [n] that give every row the mask of another row with its label [n]; a lone row keeps its own."""
+    out = np.arange(len(y))
+    for rows in (np.flatnonzero(y == v) for v in np.unique(y)):
+        out[rows] = np.roll(rows, len(rows) // 2)
+    return out
 
 
 def mean_row(metric: str, values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -> dict:

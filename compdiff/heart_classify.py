@@ -1,8 +1,9 @@
 """Heart failure or not from one of the five inputs: MONAI networks in 2D and 3D, by source of the training images.
 
 Method section 5. Every configuration is trained with the same number of steps, so that more images do not mean more
-training; a repeat differs in everything that is random (first weights, order, augmentation), and in its fold where a
-test cohort exists; where none does, a repeat trains all folds and its predictions are pooled out of fold.
+training; a repeat differs in everything that is random (first weights, order, augmentation). Where a test cohort exists,
+all repeats train on the first fold, whose patients the generator was trained on; where none does, a repeat trains all
+folds and its predictions are pooled out of fold.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compdiff import record
+from compdiff import record, sources
 from compdiff.cardiac import INPUTS, NotAvailable, Studies, sampling_weights, unstack
 from compdiff.cardiac_cohorts import EVERYBODY, Fold, strata
 from compdiff.config import Config
@@ -29,6 +30,8 @@ BATCH, LR, SHIFT, NOISE = 16, 3e-3, 4, 0.05
 DEPTH = 32  # frames or slices that DenseNet-121 needs
 DRAWN = ("stacked", "slice", "frame")  # inputs that a set of stacked frames holds
 NO_SYNTHETIC = "the generator draws the mid slice at ED and ES, no other frame or slice"
+EVEN = "the copied set is even over the sensitive groups already: the same classifier as synthetic, as found"
+ENOUGH = 20  # validation patients, below which the threshold stays at 0.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Run:
 def runs(studies: Studies, config: Config) -> tuple[list[Run], dict[str, str]]:
     """What is to be trained, and {"cine" or "cine, synthetic": why that is not available}."""
     c, out, absent = config.heart, [], {}
+    even = c.augment_with == "copy"  # weights by sensitive group would all be equal
     for name in INPUTS:
         if name in studies.missing:
             absent[name] = studies.missing[name]
@@ -59,8 +63,9 @@ def runs(studies: Studies, config: Config) -> tuple[list[Run], dict[str, str]]:
                 absent[f"{name}, {source}"] = NO_SYNTHETIC
                 continue
             repeats = c.repeats if name == "stacked" else c.other_repeats
-            out += [Run(name, source, sampling, r) for sampling in SAMPLINGS for r in range(repeats)]
-    return out, absent
+            ways = SAMPLINGS[:1] if even and source == "synthetic" else SAMPLINGS
+            out += [Run(name, source, sampling, r) for sampling in ways for r in range(repeats)]
+    return out, absent | ({"synthetic, weighted": EVEN} if even else {})
 
 
 # --- network and training ---------------------------------------------------------------------------------------------
@@ -157,7 +162,10 @@ def at_prevalence(y: np.ndarray, share: float, seed: int) -> np.ndarray:
 def training_images(
     studies: Studies, real: np.ndarray, fold: Fold, synthetic: Mapping[str, Synthetic], run: Run, prevalence: float = 0
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """Images and rows that a run trains on in a fold; `real`: the input of all patients, in the table's order."""
+    """Images and rows that a run trains on in a fold; `real`: the input of all patients, in the table's order.
+
+    ValueError for synthetic images made from the mask of a patient who validates or tests.
+    """
     label = f"y_{studies.labels[0]}"
     columns, images, tables = [*studies.schema.names, label], [], []
     if run.source != "synthetic":
@@ -166,6 +174,9 @@ def training_images(
         tables.append(studies.table.iloc[rows][columns])
     if run.source != "real":
         made = synthetic[fold.generator]
+        held = set(made.table["donor"]) & {*fold.val, *fold.test}
+        if held:
+            raise ValueError(f"{len(held)} patients who validate or test lent their masks to the synthetic images")
         images.append(made.input(run.input))
         tables.append(made.table[columns])
     return np.concatenate(images), pd.concat(tables, ignore_index=True)
@@ -183,13 +194,13 @@ def carry_out(run: Run, studies: Studies, found: Sequence[Fold], synthetic: Mapp
     images: the input of all patients, in the table's order.
     """
     label, full = studies.labels[0], config.data.size >= 256
-    mine = [found[run.repeat % len(found)]] if found[0].generator == EVERYBODY else list(found)
+    mine = list(found[:1] if found[0].generator == EVERYBODY else found)
     used = {"data": digest(images, studies.table)}
     if run.source != "real":
         used |= {f"synthetic {g}": digest(s.images, s.table) for g, s in synthetic.items()}
     steps, clip, by = config.heart.classifier_steps, config.heart.classifier_clip, list(config.heart.sensitive)
     share = config.heart.train_prevalence
-    code = record.source_sha256(Path(__file__))
+    code = sources.closure({__name__}, Path(__file__).parent)
     inputs = asdict(run) | used | {"steps": steps, "clip": clip, "by": by, "share": share, "seed": seed, "code": code}
     inputs |= {"folds": record.sha256_json([[f.train.tolist(), f.val.tolist(), f.test.tolist()] for f in mine])}
     target = folder / run.folder
@@ -224,3 +235,26 @@ def pooled(repeats: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray, np.
     if any(not np.array_equal(p["row"], rows) for p in parts) or len(set(rows)) < len(rows):
         raise ValueError("repeats must be tested on the same patients, each once")
     return rows, parts[0]["y"].to_numpy(), np.stack([p["p"].to_numpy() for p in parts])
+
+
+def threshold(val: pd.DataFrame) -> float:
+    """Where the balanced accuracy of validation rows (y, p) is largest: the middle one of the best places between two
+    probabilities. 0.5 for fewer than ENOUGH patients, one label, or one probability for all."""
+    y, p = val["y"].to_numpy(), val["p"].to_numpy()
+    levels = np.unique(p)
+    if len(val) < ENOUGH or len(np.unique(y)) < 2 or len(levels) < 2:
+        return 0.5
+    between = (levels[1:] + levels[:-1]) / 2
+    called = p >= between[:, None]  # [places, n]
+    gain = called[:, y == 1].mean(axis=1) - called[:, y == 0].mean(axis=1)
+    best = np.flatnonzero(gain == gain.max())
+    return float(between[best[len(best) // 2]])
+
+
+def cuts(repeats: Sequence[pd.DataFrame]) -> np.ndarray:
+    """Threshold of every test patient's network, from that network's validation patients, [R, n] as in `pooled`."""
+    out = []
+    for made in repeats:
+        of = {fold: threshold(part) for fold, part in made[made["part"] == "val"].groupby("fold")}
+        out.append(made[made["part"] == "test"].sort_values("row")["fold"].map(of).to_numpy(float))
+    return np.stack(out)

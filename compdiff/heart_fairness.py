@@ -2,7 +2,8 @@
 
 Method section 5. Values are means over repeats; std is over repeats; an interval resamples patients AND repeats, so it
 covers both who was tested and which network was drawn. Criteria are fairlearn's; their intervals come from the same
-resampled rates. Small groups are shown and marked, never dropped.
+resampled rates. Small groups are shown and marked, never dropped. A rate of exactly 0 or 1, which no resample varies,
+has a Jeffreys bound.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from fairlearn import metrics as fairlearn
+from sklearn.metrics import roc_auc_score
 
 from compdiff import stats
 from compdiff.cardiac import Studies
@@ -29,6 +31,8 @@ CRITERIA = {
     "equal opportunity": ("TPR",),
 }
 HOW = ("difference", "ratio")
+CEILING = 0.98  # balanced accuracy above which a gain cannot be seen, only harm
+ENOUGH_REPEATS = 5  # fewer networks allow no verdict: how much they vary is not known
 
 
 def rates(y: np.ndarray, called: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -75,9 +79,11 @@ class Judged:
         return float(values[0].mean()), np.take_along_axis(values[1:], self.drawn, axis=1).mean(axis=1)
 
 
-def judge(y: np.ndarray, p: np.ndarray, masks: Mapping[Key, np.ndarray], resamples: int, seed: int) -> Judged:
-    """Probabilities [R, n] of R repeats on n patients, threshold 0.5. Equal seeds draw equal patients and repeats."""
-    called = (p >= 0.5).astype(float)
+def judge(y: np.ndarray, p: np.ndarray, masks: Mapping[Key, np.ndarray], resamples: int, seed: int,
+          cuts: np.ndarray | float = 0.5) -> Judged:  # fmt: skip
+    """Probabilities [R, n] of R repeats on n patients, thresholds `cuts` (one, or [R, n]). Equal seeds draw equal
+    patients and repeats."""
+    called = (p >= cuts).astype(float)
     patients = stats.resample_patients(np.arange(len(y)), resamples, seed).counts()
     counts = np.vstack([np.ones(len(y)), patients])
     drawn = np.random.default_rng([seed, 1]).integers(len(p), size=(resamples, len(p)))
@@ -89,6 +95,27 @@ def spread(values: np.ndarray) -> float:
     return stats.over_seeds(values)[1]
 
 
+def exact_interval(name: str, value: float, y: np.ndarray) -> stats.Interval:
+    """Interval of a rate that is exactly 0 or 1 on labels [n]: the far end is that of the Jeffreys interval over the
+    patients of the rate; balanced accuracy takes the mean of its two rates' ends. F1 has none: NaN."""
+    ill, well = int((y == 1).sum()), int((y == 0).sum())
+    of = {"TPR": ill, "FNR": ill, "FPR": well, "accuracy": ill + well, "selection rate": ill + well}
+    if name == MAIN:
+        far = np.mean([stats.jeffreys(n * value, n).lo if value else stats.jeffreys(0, n).hi for n in (ill, well)])
+    elif name in of:
+        far = stats.jeffreys(of[name], of[name]).lo if value else stats.jeffreys(0, of[name]).hi
+    else:
+        return stats.Interval(value, np.nan, np.nan)
+    return stats.Interval(value, float(far) if value else 0.0, 1.0 if value else float(far))
+
+
+def auroc_row(y: np.ndarray, p: np.ndarray) -> dict:
+    """Everybody's AUROC of probabilities [R, n], mean and spread over repeats: what no threshold can spoil."""
+    each = np.array([roc_auc_score(y, one) for one in p])
+    return {"group_kind": "overall", "group": "", "n": len(y), "positives": int(y.sum()), "metric": "AUROC",
+            "value": each.mean(), "std": spread(each), "lo": np.nan, "hi": np.nan, "repeats": len(p), "note": ""}  # fmt: skip
+
+
 def rate_rows(judged: Judged, masks: Mapping[Key, np.ndarray]) -> list[dict]:
     """One row per group and rate: group_kind, group, metric, value, std, lo, hi, n, positives, repeats, note."""
     out = []
@@ -96,6 +123,8 @@ def rate_rows(judged: Judged, masks: Mapping[Key, np.ndarray]) -> list[dict]:
         who = {"group_kind": key[0], "group": key[1], "n": int(mask.sum()), "positives": int(judged.y[mask].sum())}
         for name, values in judged.rates[key].items():
             made = stats.percentile_interval(*judged.mean(values))
+            if made.value in (0, 1):
+                made = exact_interval(name, made.value, judged.y[mask])
             note = note_of(judged.y[mask])
             if not np.isfinite(made.value):
                 note = f"not available: no patient to take it over; {note}"
@@ -155,34 +184,53 @@ def changes(before: Judged, after: Judged, masks: Mapping[Key, np.ndarray], attr
     """Balanced accuracy after - before: overall, of every group, and of the worst group and the gap of each attribute.
 
     Both were judged on the same patients with the same draws, so the differences are paired. ValueError otherwise.
+    The gap is that of two named groups (`extremes`), best minus worst: the largest difference of resampled groups is
+    never below 0, so noise alone would widen it. Columns besides those of a row: before, verdict, repeats.
     """
     if not np.array_equal(before.y, after.y) or not np.array_equal(before.drawn, after.drawn):
         raise ValueError("paired differences need the same patients, the same repeats and the same seed")
-    out = []
+    repeats, out = len(before.called), []
 
-    def row(kind: str, group: str, what: str, a: np.ndarray, b: np.ndarray, note: str) -> None:
+    def row(key: Key, what: str, a: np.ndarray, b: np.ndarray, note: str, full: bool | None = None) -> None:
         (value_b, draws_b), (value_a, draws_a) = after.mean(b), before.mean(a)
         made = stats.difference(value_b, draws_b, value_a, draws_a)
-        out.append({"group_kind": kind, "group": group, "metric": what, "value": made.value, "lo": made.lo,
-                    "hi": made.hi, "verdict": verdict(made, higher_is_better=what != "gap"), "note": note})  # fmt: skip
+        word = verdict(made, higher_is_better=what != "gap")
+        if repeats < ENOUGH_REPEATS:
+            word = "undecided"
+        elif full or (full is None and word == "undecided" and value_a > CEILING):
+            word = "saturated"
+        out.append({"group_kind": key[0], "group": key[1], "metric": what, "before": value_a, "value": made.value,
+                    "lo": made.lo, "hi": made.hi, "verdict": word, "repeats": repeats, "note": note})  # fmt: skip
 
     for key, mask in masks.items():
         if key[0] in ("overall", *attributes):
-            row(*key, MAIN, before.rates[key][MAIN], after.rates[key][MAIN], note_of(before.y[mask]))
+            row(key, MAIN, before.rates[key][MAIN], after.rates[key][MAIN], note_of(before.y[mask]))
     for name in attributes:
-        keys = [k for k in masks if k[0] == name and not note_of(before.y[masks[k]])]
-        note = ""
+        mine = [k for k in masks if k[0] == name]
+        keys = [k for k in mine if not note_of(before.y[masks[k]])]
+        note = f"without {', '.join(k[1] for k in mine if k not in keys)}" if len(keys) < len(mine) else ""
         if len(keys) < 2:
-            keys = [k for k in masks if k[0] == name and 0 < before.y[masks[k]].sum() < masks[k].sum()]
+            keys = [k for k in mine if 0 < before.y[masks[k]].sum() < masks[k].sum()]
             note = "ineligible: fewer than two groups are large enough; all groups with both labels are taken"
         if len(keys) > 1:
-            a, b = (np.stack([j.rates[k][MAIN] for k in keys]) for j in (before, after))
-            row(name, "worst group", "worst group", a.min(0), b.min(0), note)
-            row(name, "gap", "gap", a.max(0) - a.min(0), b.max(0) - b.min(0), note)
+            a, b = (np.stack([j.rates[k][MAIN] for k in keys]) for j in (before, after))  # [groups, B + 1, R]
+            row((name, "worst group"), "worst group", a.min(0), b.min(0), note)
+            best, worst = extremes(a, b)
+            full = any((x[:, 0].mean(axis=1) > CEILING).all() for x in (a, b))
+            named = "; ".join([*([note] if note else []), f"{keys[best][1]} minus {keys[worst][1]}"])
+            row((name, "gap"), "gap", a[best] - a[worst], b[best] - b[worst], named, full)
     return out
 
 
+def extremes(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """The best and the worst group of rates [groups, B + 1, R] before and after, by the sample's mean of both: to name
+    them on one side alone would favour the other."""
+    both = (a[:, 0] + b[:, 0]).mean(axis=1)
+    return int(both.argmax()), int(len(both) - 1 - both[::-1].argmin())
+
+
 def verdict(change: stats.Interval, higher_is_better: bool = True) -> str:
-    """ "helped", "harmed", or "undecided" where the interval holds 0 or does not exist."""
+    """ "helped", "harmed", or "undecided" where the interval holds 0 or does not exist. (`changes` says "saturated"
+    where a gain could not be seen, and "undecided" with fewer than ENOUGH_REPEATS repeats.)"""
     lo, hi = (change.lo, change.hi) if higher_is_better else (-change.hi, -change.lo)
     return "helped" if lo > 0 else "harmed" if hi < 0 else "undecided"

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from compdiff.heart_fairness import CRITERIA, HOW, MAIN, RATES
+from compdiff.heart_fairness import CEILING, CRITERIA, ENOUGH_REPEATS, HOW, MAIN, RATES
 from compdiff.rendering import DAGGER, number, said
 
 TITLES = {"cine": "cine (2D+t)", "four_chamber": "four-chamber cine", "volume": "volume (3D)",
           "slice": "single slice (ED)", "frame": "single frame (ES)", "stacked": "stacked ED/ES"}  # fmt: skip
 METHODS = {"real_test": "real test images", "text": "the base alone (unconditioned)", "control": "ControlNet",
-           "pasted": "pasted mask (control)"}  # fmt: skip
+           "pasted": "pasted mask (control)", "diagnosis": "the diagnosis alone (no image)"}  # fmt: skip
+EJECTION, GAIN = "ejection fraction error", "Dice gain of the own mask"
 GATE = 0.7  # Dice that was declared before the run
 NOTES = (
     "Value ± standard deviation over repeats [95 % interval of resampled patients and repeats].",
@@ -40,6 +41,11 @@ def _page(rows: pd.DataFrame, index: pd.Series) -> pd.DataFrame:
     return wide.reindex(index=long["row"].unique(), columns=long["column"].unique()).fillna("")
 
 
+def main_input(frame: pd.DataFrame) -> str:
+    """The input that the first sentences are about."""
+    return "stacked" if "stacked" in set(frame["input"]) else frame["input"].iloc[0]
+
+
 def pages(rates: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The compiled table: balanced accuracy by group of each input, then all rates and criteria of the stacked one."""
     out = {}
@@ -49,8 +55,8 @@ def pages(rates: pd.DataFrame) -> dict[str, pd.DataFrame]:
     for name in rates["input"].unique():
         mine = (rates["input"] == name) & (rates["metric"] == MAIN)
         out[f"Balanced accuracy, {TITLES[name]}"] = _page(rates[mine], who[mine])
-    first = "stacked" if "stacked" in set(rates["input"]) else rates["input"].iloc[0]
-    mine = (rates["input"] == first) & (rates["group_kind"] == "overall") & rates["metric"].isin(RATES)
+    first = main_input(rates)
+    mine = (rates["input"] == first) & (rates["group_kind"] == "overall") & rates["metric"].isin(["AUROC", *RATES])
     out[f"All rates, everybody, {TITLES[first]}"] = _page(rates[mine], rates.loc[mine, "metric"])
     names = [f"{c} {h}" for c in CRITERIA for h in HOW]
     mine = (rates["input"] == first) & rates["metric"].isin(names)
@@ -61,32 +67,54 @@ def pages(rates: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 # --- sentences --------------------------------------------------------------------------------------------------------
 def generation_lines(generation: pd.DataFrame) -> list[str]:
-    """What was found about the generators: Dice beside its ceiling and KID, gate by gate."""
+    """What was found about the generators: Dice beside its ceiling and floor, KID, ejection fraction, gate by gate.
+
+    A gate holds when the bounds of the intervals say so, not the values alone.
+    """
     row = {(r["method"], r["metric"]): r for r in generation.to_dict("records")}
-    lines = [f"- {METHODS[m]}: Dice {said(row.get((m, 'Dice')))}, KID to real test images {said(row.get((m, 'KID')))}."
-             for m in METHODS if (m, "Dice") in row]  # fmt: skip
+    by = row["control", "KID"]["extractor"]
+    lines = [f"KID by {by}; that of real test images is one half of them against the other.", ""]
+    for m in METHODS:
+        if (m, "Dice") in row:
+            line = f"- {METHODS[m]}: Dice {said(row[m, 'Dice'])} (n = {_count(row[m, 'Dice'])})"
+            if (m, "KID") in row:
+                sizes = f"n = {_count(row[m, 'KID'])} against {_count(row[m, 'KID'], 'n_ref')}"
+                line += f", KID to real test images {said(row[m, 'KID'])} ({sizes})"
+            lines.append(f"{line}.")
     lines += [f"- Ejection fraction implied by the cavities found in ED and ES, {METHODS[m]}: mean absolute error "
-              f"{said(row[m, 'ejection fraction error'])}." for m in METHODS if (m, "ejection fraction error") in row]  # fmt: skip
-    dice, kid = ({m: row[m, metric]["value"] for m in METHODS if (m, metric) in row} for metric in ("Dice", "KID"))
-    for what, holds in (
-        (f"Dice of the ControlNet is at least {GATE}", dice["control"] >= GATE),
-        ("Dice of the ControlNet is above the unconditioned model's", dice["control"] > dice["text"]),
-        ("KID of the ControlNet is no worse than the unconditioned model's", kid["control"] <= kid["text"]),
-        ("the pasted mask fails by KID", kid["pasted"] > kid["text"]),
-    ):
-        lines.append(f"- Gate: {what}: {'holds' if holds else 'does not hold'}.")
+              f"{said(row[m, EJECTION])} (fraction)." for m in METHODS if (m, EJECTION) in row]  # fmt: skip
+    nobody = {"lo": float("nan"), "hi": float("nan")}
+    dice, kid, ejection, gain = ({m: row.get((m, metric), nobody) for m in METHODS}
+                                 for metric in ("Dice", "KID", EJECTION, GAIN))  # fmt: skip
+    for what, larger, smaller in (
+        (f"Dice of the ControlNet is at least {GATE}", dice["control"]["lo"], GATE),
+        ("Dice of the ControlNet is above the unconditioned model's", dice["control"]["lo"], dice["text"]["hi"]),
+        ("Dice of the ControlNet is above that of the diagnosis alone", dice["control"]["lo"], dice["diagnosis"]["hi"]),
+        ("the ControlNet fits its own mask better than that of another with this diagnosis", gain["control"]["lo"], 0),
+        ("the ControlNet's ejection fraction is closer than that of the diagnosis alone",
+         ejection["diagnosis"]["lo"], ejection["control"]["hi"]),
+        ("KID of the ControlNet is below the unconditioned model's", kid["text"]["lo"], kid["control"]["hi"]),
+        ("the pasted mask fails by KID", kid["pasted"]["lo"], kid["text"]["hi"]),
+    ):  # fmt: skip
+        known = pd.notna(larger) and pd.notna(smaller)
+        word = ("holds" if larger > smaller else "does not hold") if known else "not available"
+        lines.append(f"- Gate: {what}: {word}.")
     return lines
 
 
+def _count(row: Mapping[str, object], name: str = "n") -> str:
+    return f"{row[name]:.0f}" if pd.notna(row.get(name)) else "?"
+
+
 def change_sentence(row: Mapping[str, object]) -> str:
-    """One change with its interval and its verdict."""
+    """One change with where it started, its interval and its verdict."""
     where = {"overall": "overall", "worst group": f"of the worst group by {row['group_kind']}"}.get(
         row["group"] or row["group_kind"], f"of {row['group_kind']} {row['group']}")  # fmt: skip
     what = f"balanced accuracy {where}"
     if row["metric"] == "gap":
-        what = f"the gap in balanced accuracy by {row['group_kind']}"
+        what = f"the gap in balanced accuracy by {row['group_kind']} ({row['note'].rpartition('; ')[2]})"
     mark = f" {DAGGER}" if str(row["note"]).startswith("ineligible") else ""
-    return f"{what} changed by {said(row)}: {row['verdict']}{mark}"
+    return f"{what} changed from {number(row['before'])} by {said(row)}: {row['verdict']}{mark}"
 
 
 def change_lines(changes: pd.DataFrame) -> list[str]:
@@ -94,26 +122,40 @@ def change_lines(changes: pd.DataFrame) -> list[str]:
     lines = []
     for (name, source, sampling), part in changes.groupby(["input", "source", "sampling"], sort=False):
         told = part[part["group"].isin(["", "worst group"]) | (part["metric"] == "gap")]
-        lines.append(f"- {TITLES[name]}, {source}, sampling {sampling}, against real, as found:")
+        repeats = int(part["repeats"].iloc[0])
+        few = f" ({repeats} repeats: too few for a verdict)" if repeats < ENOUGH_REPEATS else ""
+        lines.append(f"- {TITLES[name]}, {source}, sampling {sampling}, against real, as found{few}:")
         lines += [f"  - {change_sentence(row)}." for row in told.to_dict("records")]
     return lines
 
 
-def verdict_line(changes: pd.DataFrame) -> str:
-    """The one sentence: real + synthetic against real, stacked ED/ES, both as found."""
+def verdict_lines(changes: pd.DataFrame) -> list[str]:
+    """Real + synthetic against real, both as found: a bold sentence about everybody, then the worst groups."""
     mine = changes[(changes["source"] == "real + synthetic") & (changes["sampling"] == "as found")]
-    mine = mine[mine["input"] == ("stacked" if "stacked" in set(mine["input"]) else mine["input"].iloc[0])]
-    told = mine[(mine["group_kind"] == "overall") | mine["group"].isin(["worst group", "gap"])]
-    return "Did augmentation help? " + "; ".join(change_sentence(r) for r in told.to_dict("records")) + "."
+    mine = mine[mine["input"] == main_input(mine)]
+    (overall,) = mine[mine["group_kind"] == "overall"].to_dict("records")
+    what = f"{TITLES[overall['input']]}, real + synthetic against real"
+    worst = mine[mine["group"] == "worst group"].to_dict("records")
+    first = f"**Did augmentation help? {what}: {change_sentence(overall)}.**"
+    return [first, "", *(f"- {change_sentence(r)}." for r in worst)]
+
+
+def ceiling_line(rates: pd.DataFrame) -> str:
+    """How much augmentation could gain at most over real images alone."""
+    mine = (rates["source"] == "real") & (rates["sampling"] == "as found") & (rates["input"] == main_input(rates))
+    (row,) = rates[mine & (rates["group_kind"] == "overall") & (rates["metric"] == MAIN)].to_dict("records")
+    line = (f"- Real images alone reach balanced accuracy {said(row)} overall ({TITLES[row['input']]}): at most "
+            f"{number(1 - row['value'])} can be gained")  # fmt: skip
+    return f"{line}; above {CEILING} a gain cannot be seen here, only harm." if row["value"] > CEILING else f"{line}."
 
 
 def limits(rates: pd.DataFrame) -> list[str]:
-    """What cannot be concluded: the groups that are too small, with their numbers."""
+    """What cannot be concluded: what lies above the ceiling, and the groups that are too small, with their numbers."""
     small = rates[(rates["metric"] == MAIN) & rates["note"].str.startswith("ineligible")]
     small = small[~small["group_kind"].str.contains(" x ")].drop_duplicates(["group_kind", "group"])
     told = [f"{r['group_kind']} {r['group']} ({int(r['n'])} patients, {int(r['positives'])} with heart failure)"
             for r in small.to_dict("records")]  # fmt: skip
-    lines = []
+    lines = [ceiling_line(rates)]
     if told:
         lines.append(
             f"- Too small to judge: {', '.join(told)}. Their rates are shown with {DAGGER}; one patient more or less on "
@@ -121,13 +163,15 @@ def limits(rates: pd.DataFrame) -> list[str]:
         )
     lines.append(
         "- An interval that holds 0 shows neither that augmentation helps nor that it does not: it says how large an "
-        "effect would have to be to be seen with these patients."
+        "effect would have to be to be seen with these patients. Where both ends are 0, no resample held a changed "
+        f'decision, which is no certainty; "saturated": from above {CEILING}, where only harm can be seen, or a gap '
+        "between groups of which every one lies above it."
     )
     return lines
 
 
 def matrix_lines(matrix: pd.DataFrame) -> list[str]:
-    """Group x group FID: own synthetic group, beside the floor of real halves."""
+    """Group x group FID: own synthetic group, beside the floor of real halves, and how often it is the closest one."""
     lines = []
     for attribute, part in matrix.groupby("attribute", sort=False):
         own = part[part["real"] == part["other"]].pivot(index="real", columns="kind", values="value")
@@ -135,6 +179,15 @@ def matrix_lines(matrix: pd.DataFrame) -> list[str]:
             texts = [f"{g} {number(r['synthetic'])} (floor {number(r['real'])})" for g, r in own.iterrows()]
             lines.append(f"- FID of each {attribute} group to its own synthetic images, n = {int(part['n'].iloc[0])}: "
                          f"{', '.join(texts)}.")  # fmt: skip
+            wide = part[part["kind"] == "synthetic"].pivot(index="real", columns="other", values="value")
+            closest = wide.idxmin(axis=1)
+            most, rows = closest.value_counts().index[0], closest.value_counts().iloc[0]
+            own, n = (closest == closest.index).sum(), len(closest)
+            draws = f"; most often it is synthetic {most}, in {rows} of {n} rows" if rows > 1 else ""
+            lines.append(f"  - The smallest of its row stands on the diagonal in {own} of {n} groups{draws}.")
+    if lines:
+        lines.append("- On the diagonal stand images made from the masks of the very patients that they are compared "
+                     "with, elsewhere never: the diagonal is favoured.")  # fmt: skip
     return lines or ["- Group x group FID: not available, fewer than four patients in a group."]
 
 
@@ -143,11 +196,15 @@ def report(title: str, generation: pd.DataFrame, matrix: pd.DataFrame, rates: pd
     """report.md."""
     people = rates.loc[(rates["group_kind"] == "overall") & (rates["metric"] == MAIN), ["n", "positives"]].iloc[0]
     kind = "phantoms: no number says anything about patients" if generated else "real patients, synthetic images"
-    lines = [f"# {title}: fairness report", "", f"Made from {kind}; {int(people['n'])} test patients, "
+    one = f" of generator seed {seeds[0]}" if len(seeds) > 1 else ""
+    lines = [f"# {title}: fairness report", "", f"Made from {kind}; {int(people['n'])} test "
+             f"{'phantoms' if generated else 'patients'}, "
              f"{int(people['positives'])} with heart failure; generator seeds {', '.join(map(str, seeds))}; "
              "intervals 95 %.",
-             "", f"**{verdict_line(changes)}**", "", "## Generated images", "", *generation_lines(generation), "",
-             "## Groups against groups", "", *matrix_lines(matrix), "", "## Augmentation and weighting", "",
-             *change_lines(changes), "", "## What cannot be concluded", "", *limits(rates), "", "## Not available", ""]  # fmt: skip
+             "", *verdict_lines(changes), "", f"## Generated images{one}", "", *generation_lines(generation), "",
+             f"## Groups against groups{one}", "", *matrix_lines(matrix), "", "## Augmentation and weighting", "",
+             f"{len(changes)} comparisons in changes.csv, the largest of them here; none is corrected for their number, "
+             "so all but the first sentence are exploratory.", "", *change_lines(changes), "",
+             "## What cannot be concluded", "", *limits(rates), "", "## Not available", ""]  # fmt: skip
     lines += [f"- {name}: {why}." for name, why in absent.items()] or ["- Nothing is missing."]
     return "\n".join(lines) + "\n"

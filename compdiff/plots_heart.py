@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from compdiff.heart_fairness import MAIN
-from compdiff.heart_report import METHODS
+from compdiff.heart_report import GATE, METHODS
 from compdiff.plots import GREY, MARKERS, PAGE, PALETTE, error, figure, styled
 
 MASK_COLOURS = ListedColormap(["#000000", "#ffffff", "#888888", "#555555"])  # background, cavity, myocardium, right
@@ -50,7 +50,8 @@ def pairs(masks: np.ndarray, images: Mapping[str, np.ndarray], rows: Sequence[st
 
 @styled
 def faithfulness(generation: pd.DataFrame, title: str) -> Figure:
-    """Dice against KID: faithful and real is the upper left corner; a pasted mask is faithful and far away."""
+    """Dice against KID: faithful and real is the upper left corner. A pasted mask is faithful by construction; the
+    finder, trained on real images, cannot read all of it, and KID puts it far away."""
     fig = figure(PAGE * 0.6, 2.6)
     ax = fig.subplots()
     for i, method in enumerate(METHODS):
@@ -62,7 +63,8 @@ def faithfulness(generation: pd.DataFrame, title: str) -> Figure:
                     label=METHODS[method], capsize=2)  # fmt: skip
     ax.set(xlabel="KID to real test images (lower is closer)", ylabel="Dice, asked for against found", title=title)
     ax.set_xscale("symlog", linthresh=1)
-    ax.axhline(0.7, color=GREY, linestyle=":", linewidth=0.8)
+    ax.axhline(GATE, color=GREY, linestyle=":", linewidth=0.8)
+    ax.annotate(f"gate {GATE}", (0.01, GATE), (0, 2), ("axes fraction", "data"), "offset points", color=GREY, fontsize=7)
     ax.legend(loc="best")
     return fig
 
@@ -111,7 +113,8 @@ def by_group(rates: pd.DataFrame, name: str, attributes: Sequence[str], title: s
                 ax.errorbar(at, row["value"], yerr=error(row), fmt=MARKERS[k], color=PALETTE[k], markersize=3,
                             capsize=1.5, elinewidth=0.7, markerfacecolor=PALETTE[k] if full else "white",
                             label=f"{source}, {sampling}" if x == 0 else None)  # fmt: skip
-        ax.set(ylabel=metric, ylim=(-0.03, 1.03))
+        shown = mine.loc[mine["metric"] == metric, ["value", "lo", "hi"]]
+        ax.set(ylabel=metric, ylim=(max(-0.03, shown.min().min() - 0.05), min(1.03, shown.max().max() + 0.05)))
     axes[-1].set_xticks(range(len(groups)), [g or "everybody" for _, g in groups], rotation=30, ha="right")
     axes[0].legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.02))
     fig.suptitle(title, fontsize=8)
@@ -120,7 +123,7 @@ def by_group(rates: pd.DataFrame, name: str, attributes: Sequence[str], title: s
 
 @styled
 def change_forest(changes: pd.DataFrame, name: str, title: str) -> Figure:
-    """Change of balanced accuracy against real images as found, with interval; open where it holds 0."""
+    """Change of balanced accuracy against real images as found, with interval; open where nothing is decided."""
     mine = changes[changes["input"] == name]
     mine = mine[mine["group"].isin(["", "worst group", "gap"])].reset_index(drop=True)
     labels = [r["group_kind"] if r["group"] == "" else f"{r['group']} by {r['group_kind']}" for r in mine.to_dict("records")]
@@ -130,11 +133,12 @@ def change_forest(changes: pd.DataFrame, name: str, title: str) -> Figure:
     for y, row in enumerate(mine.to_dict("records")):
         k = kinds.index((row["source"], row["sampling"]))
         ax.errorbar(row["value"], -y, xerr=error(row), fmt=MARKERS[k], color=PALETTE[k], markersize=4, capsize=2,
-                    markerfacecolor="white" if row["verdict"] == "undecided" else PALETTE[k])  # fmt: skip
+                    markerfacecolor=PALETTE[k] if row["verdict"] in ("helped", "harmed") else "white")  # fmt: skip
     names = [f"{s}, {w}: {g}" for s, w, g in zip(mine["source"], mine["sampling"], labels, strict=True)]
     ax.set_yticks(-np.arange(len(mine)), names)
     ax.axvline(0, color=GREY, linewidth=0.8)
-    ax.set(xlabel="change of balanced accuracy (of a gap: below 0 is fairer)", title=title)
+    ax.set(xlabel="change of balanced accuracy (of a gap: below 0 is fairer)")
+    fig.suptitle(title, fontsize=8)
     return fig
 
 

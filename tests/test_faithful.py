@@ -82,3 +82,16 @@ def test_the_matrix_names_the_closest_group_and_its_floor():
     assert set(found["n"]) == {40} and (found["note"] == "").all()
     few = faithful.matrix(real[75:85], {k: m[75:85] for k, m in groups.items()}, fake[75:85], {k: m[75:85] for k, m in groups.items()}, 2, 0)
     assert few["note"].str.startswith("ineligible").all()
+
+
+def test_the_diagnosis_alone_and_the_mask_of_another():
+    masks, y = np.zeros((5, 4, 4, 3), np.uint8), np.array([0, 0, 0, 1, 1])
+    masks[:3, 0, 0, 0], masks[:2, 1, 1, 1], masks[0, 2, 2, 0], masks[3:, 3, 3, :2], masks[:, 0, 1] = 1, 1, 1, 1, 2
+    guess = faithful.typical(masks, y, np.array([1, 0, 1]))
+    assert guess.shape == (3, 4, 4, 2) and np.array_equal(guess[0], guess[2])
+    assert [tuple(np.argwhere(guess[1, ..., k])[0]) for k in (0, 1)] == [(0, 0), (1, 1)] and guess[1].sum() == 2
+    assert [tuple(x) for x in np.argwhere(guess[0])] == [(3, 3, 0), (3, 3, 1)]
+    labels = np.array([0, 1, 0, 1, 0, 2])
+    other = faithful.exchanged(labels)
+    assert np.array_equal(labels[other], labels) and sorted(other) == list(range(6))
+    assert (other[:5] != np.arange(5)).all() and other[5] == 5

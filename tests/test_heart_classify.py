@@ -1,13 +1,16 @@
 """Classifiers of the five inputs: shapes, sources, repeats that differ, folds that keep patients apart."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 
-from compdiff import cardiac, cardiac_cohorts, config, heart_classify
+from compdiff import cardiac, cardiac_cohorts, config, heart_classify, record
 from compdiff.heart_classify import Run, Synthetic
 from compdiff.problems import DataError
 
@@ -28,7 +31,7 @@ def folds(studies):
 @pytest.fixture(scope="module")
 def synthetic():
     made = cardiac.phantom_studies(12, "made", seed=9, prevalence=0.5)
-    return {"all": Synthetic(made.table, made.images("stacked", 32))}
+    return {"all": Synthetic(made.table.assign(donor=-1), made.images("stacked", 32))}  # made from nobody's mask
 
 
 def test_every_input_is_trained_and_what_cannot_be_is_named(studies):
@@ -37,6 +40,9 @@ def test_every_input_is_trained_and_what_cannot_be_is_named(studies):
     assert {r.source for r in todo if r.input == "cine"} == {"real"} and "cine, synthetic" in absent
     of = lambda name: sum(r.input == name and r.source == "real" and r.sampling == "weighted" for r in todo)  # noqa: E731
     assert of("stacked") == CONFIG.heart.repeats and of("volume") == CONFIG.heart.other_repeats
+    assert ("synthetic", "weighted") not in {(r.source, r.sampling) for r in todo} and "even" in absent["synthetic, weighted"]
+    drawn = replace(CONFIG, heart=replace(CONFIG.heart, augment_with="random"))
+    assert ("synthetic", "weighted") in {(r.source, r.sampling) for r in heart_classify.runs(studies, drawn)[0]}
     less = replace(studies, missing={"cine": "no frames"})
     todo, absent = heart_classify.runs(less, CONFIG)
     assert "cine" not in {r.input for r in todo} and absent["cine"] == "no frames"
@@ -91,6 +97,10 @@ def test_sources_hold_what_they_say(studies, folds, synthetic):
         assert len(x) == n == len(table) and table[f"y_{LABEL}"].isin([0, 1]).all()
     assert np.array_equal(x[-12:], synthetic["all"].images[..., 1]), "frame = ES"
     assert np.array_equal(synthetic["all"].input("slice"), synthetic["all"].images[..., 0]), "slice = ED"
+    for part in (folds[0].val, folds[0].test):
+        leak = {"all": replace(synthetic["all"], table=synthetic["all"].table.assign(donor=part[0]))}
+        with pytest.raises(ValueError, match="1 patients who validate or test"):
+            heart_classify.training_images(studies, real, folds[0], leak, Run("frame", "synthetic", "as found", 0))
     with pytest.raises(DataError, match="mid slice at ED and ES"):
         synthetic["all"].input("cine")
 
@@ -117,7 +127,9 @@ def test_a_run_is_read_back_and_repeats_differ(studies, folds, synthetic, tmp_pa
     assert go(run).equals(first) and file.stat().st_mtime_ns == stamp
     assert set(first["part"]) == {"val", "test"} and set(first["fold"]) == {0}
     repeat = go(replace(run, repeat=1))
-    assert set(repeat["fold"]) == {1} and not np.allclose(*(f[f["part"] == "test"]["p"] for f in (first, repeat)))
+    code = json.loads((file.parent / "run.json").read_text())["inputs"]["code"]
+    assert code["compdiff/cardiac.py"] == record.source_sha256(Path(cardiac.__file__)), "what it calls counts, too"
+    assert set(repeat["fold"]) == {0} and not np.allclose(*(f[f["part"] == "test"]["p"] for f in (first, repeat)))
     other = {"all": Synthetic(synthetic["all"].table, synthetic["all"].images[::-1])}
     go(run, other)
     assert file.stat().st_mtime_ns != stamp, "other synthetic images, another classifier"
@@ -144,3 +156,18 @@ def test_without_a_test_cohort_predictions_are_pooled_out_of_fold(tmp_path):
         heart_classify.pooled([found, found[found["fold"] != 2]])
     with pytest.raises(ValueError, match="same patients"):
         heart_classify.pooled([pd.concat([found, found])])
+
+
+def test_thresholds_come_from_the_networks_own_validation_patients():
+    y = np.repeat([0, 1], 15)
+    low, high = np.linspace(0.6, 0.7, 15), np.linspace(0.8, 0.9, 15)  # ranks well, calls everybody ill at 0.5
+    val = pd.DataFrame({"y": y, "p": np.r_[low, high]})
+    assert heart_classify.threshold(val) == pytest.approx(0.75)
+    noisy = val.assign(y=np.where(np.arange(30) == 20, 0, y))
+    best = max(balanced_accuracy_score(noisy["y"], noisy["p"] >= c) for c in np.linspace(0, 1, 1001))
+    assert balanced_accuracy_score(noisy["y"], noisy["p"] >= heart_classify.threshold(noisy)) == pytest.approx(best)
+    for few in (val.iloc[8:27], val[val["y"] == 1], val.assign(p=0.3)):
+        assert heart_classify.threshold(few) == 0.5
+    test = pd.DataFrame({"fold": [1, 0, 1], "part": "test", "row": [7, 5, 6], "y": 0, "p": 0.0})
+    parts = [val.assign(fold=0, part="val", row=-1), val.assign(fold=1, part="val", row=-1, p=val["p"] - 0.5), test]
+    assert heart_classify.cuts([pd.concat(parts)])[0] == pytest.approx([0.75, 0.25, 0.25])

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta
 from sklearn import metrics as sk
 
 from compdiff import cardiac, heart_fairness, stats
@@ -98,10 +99,12 @@ def test_groups_and_intersections_of_a_study():
 # --- did it help? -----------------------------------------------------------------------------------------------------
 def test_a_true_improvement_of_one_group_is_found_and_named():
     y, p, masks = drawn(n=400)
-    better = np.where(masks["sex", "Female"], np.where(np.random.default_rng(5).random((3, 400)) < 0.1, 1 - y, y), p)
+    p = np.concatenate([p, p[:2]])
+    better = np.where(masks["sex", "Female"], np.where(np.random.default_rng(5).random((5, 400)) < 0.1, 1 - y, y), p)
     before, after = (heart_fairness.judge(y, q, masks, 300, seed=0) for q in (p, better))
     rows = {(r["group_kind"], r["group"], r["metric"]): r for r in heart_fairness.changes(before, after, masks, ["sex"])}
     assert rows["sex", "Female", MAIN]["verdict"] == "helped" and rows["sex", "worst group", "worst group"]["verdict"] == "helped"
+    assert rows["sex", "gap", "gap"]["note"] == "Male minus Female" and rows["sex", "gap", "gap"]["before"] > 0.2
     assert rows["sex", "gap", "gap"]["value"] < 0 and rows["sex", "gap", "gap"]["verdict"] == "helped"
     assert rows["sex", "Male", MAIN]["verdict"] == "undecided" and rows["sex", "Male", MAIN]["value"] == 0
     back = {(r["group_kind"], r["group"]): r for r in heart_fairness.changes(after, before, masks, ["sex"])}
@@ -114,6 +117,59 @@ def test_nothing_changed_is_undecided_and_other_draws_are_refused():
     assert {r["verdict"] for r in heart_fairness.changes(judged, judged, masks, ["sex"])} == {"undecided"}
     with pytest.raises(ValueError, match="same patients"):
         heart_fairness.changes(judged, heart_fairness.judge(y, p, masks, 50, seed=1), masks, ["sex"])
+
+
+def alarmed(rng, y, shares, rows, repeats=5):
+    """Decisions [repeats, n] that miss nobody and alarm a share of the well rows of each group, the same in each repeat."""
+    wrong = (rng.random(len(y)) < np.select(rows, shares)) & (y == 0)
+    return np.stack([np.where(wrong, 1, y)] * repeats).astype(float)
+
+
+def test_equal_harm_to_all_groups_opens_no_gap_and_an_unequal_one_does():
+    y, ages = np.tile([0, 1], 120), [np.arange(240) // 2 % 4 == k for k in range(4)]
+    masks = {OVERALL: np.ones(240, bool)} | {("age", str(k)): m for k, m in enumerate(ages)}
+    words = {"equal": [], "unequal": []}
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        before = heart_fairness.judge(y, alarmed(rng, y, [0.2] * 4, ages), masks, 200, seed)
+        for name, shares in (("equal", [0.35] * 4), ("unequal", [0.2, 0.2, 0.2, 0.9])):
+            after = heart_fairness.judge(y, alarmed(rng, y, shares, ages), masks, 200, seed)
+            words[name] += [r["verdict"] for r in heart_fairness.changes(before, after, masks, ["age"]) if r["metric"] == "gap"]
+    assert words["equal"].count("undecided") >= 20 and words["unequal"].count("harmed") >= 20
+
+
+def test_above_the_ceiling_only_harm_is_seen_and_few_repeats_decide_nothing():
+    y, p, masks = drawn(n=400)
+    perfect = np.stack([y] * 5).astype(float)
+    worse = np.concatenate([p, p[:2]])
+    before, same, after = (heart_fairness.judge(y, q, masks, 100, seed=0) for q in (perfect, perfect, worse))
+    assert {r["verdict"] for r in heart_fairness.changes(before, same, masks, ["sex"])} == {"saturated"}
+    rows = {r["group"]: r for r in heart_fairness.changes(before, after, masks, ["sex"])}
+    assert rows[""]["verdict"] == rows["worst group"]["verdict"] == "harmed" and rows["gap"]["verdict"] == "saturated"
+    assert rows[""]["before"] == 1
+    few = [heart_fairness.judge(y, q[:4], masks, 100, seed=0) for q in (worse, perfect)]
+    for pair in (few, few[::-1]):
+        found = heart_fairness.changes(*pair, masks, ["sex"])
+        assert {(r["verdict"], r["repeats"]) for r in found} == {("undecided", 4)}
+
+
+def test_rates_of_exactly_0_or_1_have_jeffreys_bounds():
+    y = np.repeat([0, 1], (30, 20))
+    rows = {r["metric"]: r for r in heart_fairness.rate_rows(heart_fairness.judge(y, y[None] * 1.0, {OVERALL: y >= 0}, 50, 0), {OVERALL: y >= 0})}
+    assert (rows["TPR"]["lo"], rows["TPR"]["hi"]) == (pytest.approx(beta(20.5, 0.5).ppf(0.025)), 1)
+    assert (rows["FPR"]["lo"], rows["FPR"]["hi"]) == (0, pytest.approx(beta(0.5, 30.5).ppf(0.975)))
+    assert rows[MAIN]["lo"] == pytest.approx((rows["TPR"]["lo"] + 1 - rows["FPR"]["hi"]) / 2) and rows[MAIN]["hi"] == 1
+    assert np.isnan(rows["F1"]["lo"]) and rows["F1"]["value"] == 1
+    assert rows["selection rate"]["lo"] < 0.4 < rows["selection rate"]["hi"], "any other rate is resampled"
+
+
+def test_thresholds_move_decisions_and_the_auroc_does_not_see_them():
+    y = np.tile([0, 1], 40)
+    p = np.stack([0.6 + 0.2 * y] * 2)
+    at_half, at_val = (heart_fairness.judge(y, p, {OVERALL: y >= 0}, 20, 0, c) for c in (0.5, np.full(p.shape, 0.7)))
+    assert at_half.rates[OVERALL][MAIN][0].mean() == 0.5 and at_val.rates[OVERALL][MAIN][0].mean() == 1
+    row = heart_fairness.auroc_row(y, p)
+    assert (row["metric"], row["value"], row["repeats"]) == ("AUROC", 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import pytest
 
 from compdiff import cardiac, faithful, heart_fairness, heart_report, plots_heart, readme, record, rendering
 from compdiff.heart_fairness import MAIN
+from compdiff.heart_report import EJECTION, GAIN
 
 
-def generation(dice=0.8, kid=0.2):
-    rows = {"real_test": (0.9, 0.01), "text": (0.5, 0.3), "control": (dice, kid), "pasted": (0.95, 2.0)}
+def generation(dice=0.8, kid=0.2, gain=0.1, ejection=0.02):
+    rows = {"real_test": (0.9, 0.01), "text": (0.5, 0.3), "control": (dice, kid), "pasted": (0.3, 2.0)}
+    found = [(m, k, v) for m, pair in rows.items() for k, v in zip(("Dice", "KID"), pair, strict=True)]
+    found += [("control", GAIN, gain), ("control", EJECTION, ejection), ("diagnosis", "Dice", 0.55), ("diagnosis", EJECTION, 0.05)]
     return pd.DataFrame(
-        [{"method": m, "metric": k, "value": v, "lo": v - 0.01, "hi": v + 0.01, "note": ""}
-         for m, pair in rows.items() for k, v in zip(("Dice", "KID"), pair, strict=True)]
+        [{"method": m, "metric": k, "value": v, "lo": v - 0.01, "hi": v + 0.01, "n": 120.0, "n_ref": 60.0, "note": "",
+          "extractor": "lite0@96"} for m, k, v in found]
     )  # fmt: skip
 
 
@@ -25,7 +28,7 @@ def tables():
     women = masks["sex", "Female"]
     judged = {}
     for source, share in (("real", 0.45), ("real + synthetic", 0.02)):
-        p = np.stack([np.where(rng.random(120) < np.where(women, share, 0.05), 1 - y, y) for _ in range(3)])
+        p = np.stack([np.where(rng.random(120) < np.where(women, share, 0.05), 1 - y, y) for _ in range(5)])
         judged[source] = heart_fairness.judge(y, p, masks, 200, seed=0)
     rates = pd.DataFrame([{"input": "stacked", "source": s, "sampling": "as found", **line} for s, j in judged.items()
                           for line in heart_fairness.rate_rows(j, masks) + heart_fairness.parity_rows(j, masks)])  # fmt: skip
@@ -43,22 +46,59 @@ def matrix():
 def test_the_report_states_whether_augmentation_helped(tables):
     rates, changes = tables
     text = heart_report.report("Phantoms", generation(), matrix(), rates, changes, {"cine, synthetic": "no frames"}, [0], True)
-    first = next(line for line in text.splitlines() if line.startswith("**Did"))
-    assert "worst group by sex" in first and "helped" in first and "[" in first
-    assert "120 test patients, 48 with heart failure" in text and "phantoms: no number says anything" in text
+    lines = text.splitlines()
+    first = next(line for line in lines if line.startswith("**Did"))
+    before = rates[(rates["source"] == "real") & (rates["group_kind"] == "overall") & (rates["metric"] == MAIN)]["value"].item()
+    assert f"overall changed from {rendering.number(before)} by" in first and "helped" in first and ";" not in first
+    listed = lines[lines.index(first) + 2]
+    assert listed.startswith("- balanced accuracy of the worst group by sex changed from") and "helped" in listed
+    assert f"{len(changes)} comparisons" in text and "exploratory" in text
+    assert "120 test phantoms, 48 with heart failure" in text and "phantoms: no number says anything" in text
     assert "cine, synthetic: no frames" in text and "floor" in text
     back = changes.assign(value=-changes["value"], lo=-changes["hi"], hi=-changes["lo"], verdict="harmed")
-    assert "harmed" in heart_report.verdict_line(back), "it is said either way"
+    assert "harmed" in heart_report.verdict_lines(back)[0], "it is said either way"
+
+
+def test_a_ceiling_is_named(tables):
+    rates, changes = tables
+    everybody = (rates["source"] == "real") & (rates["group_kind"] == "overall") & (rates["metric"] == MAIN)
+    for value, word in ((0.997, "at most 0.003 can be gained; above 0.98 a gain cannot be seen here, only harm."),
+                        (0.9, "at most 0.1 can be gained.")):  # fmt: skip
+        line = heart_report.ceiling_line(rates.assign(value=rates["value"].mask(everybody, value)))
+        assert f"balanced accuracy {value} [" in line and line.endswith(word)
+        assert heart_report.ceiling_line(rates) in heart_report.limits(rates)
+    few = heart_report.change_lines(changes.assign(repeats=2))
+    assert "2 repeats: too few" in few[0] and "too few" not in heart_report.change_lines(changes)[0]
+
+
+def test_the_matrix_says_which_group_is_closest():
+    found = pd.DataFrame([{"attribute": "sex", "real": a, "other": b, "kind": kind, "value": v, "n": 9}
+                          for kind in ("synthetic", "real") for a, b, v in
+                          (("F", "F", 3.0), ("F", "M", 2.0), ("M", "F", 5.0), ("M", "M", 4.0))])  # fmt: skip
+    text = " ".join(heart_report.matrix_lines(found))
+    assert "diagonal in 1 of 2 groups" in text and "most often it is synthetic M, in 2 of 2 rows" in text
 
 
 @pytest.mark.parametrize(
     "dice, kid, words",
-    [(0.8, 0.2, ["holds"] * 4), (0.6, 0.2, ["does not hold", "holds", "holds", "holds"]),
-     (0.4, 0.5, ["does not hold", "does not hold", "does not hold", "holds"])],
-)  # fmt: skip
-def test_gates(dice, kid, words):
-    lines = [line for line in heart_report.generation_lines(generation(dice, kid)) if line.startswith("- Gate")]
-    assert [line.rpartition(": ")[2].rstrip(".") for line in lines] == words
+    [(0.8, 0.2, "1111111"), (0.6, 0.2, "0111111"), (0.705, 0.2, "0111111"), (0.515, 0.295, "0001101"), (0.4, 0.5, "0001101")],
+)
+def test_gates_hold_by_the_bounds_of_the_intervals(dice, kid, words):
+    assert gates(generation(dice, kid)) == [{"1": "holds", "0": "does not hold"}[w] for w in words]
+
+
+def gates(frame):
+    lines = [line for line in heart_report.generation_lines(frame) if line.startswith("- Gate")]
+    return [line.rpartition(": ")[2].rstrip(".") for line in lines]
+
+
+def test_obedience_is_more_than_the_diagnosis():
+    assert gates(generation(gain=0.005))[3] == "does not hold" and gates(generation(ejection=0.06))[4] == "does not hold"
+    older = generation()
+    assert gates(older[older["metric"] != GAIN])[3] == "not available"
+    lines = heart_report.generation_lines(generation())
+    assert lines[0].startswith("KID by lite0@96") and any("KID to real test images 0.2 [0.19, 0.21] (n = 120 against 60)" in x for x in lines)
+    assert any(x.endswith("mean absolute error 0.02 [0.01, 0.03] (fraction).") for x in lines)
 
 
 def test_pages_show_every_group_and_mark_the_small_ones(tables, tmp_path):
@@ -90,8 +130,11 @@ def test_figures_show_what_they_are_given(tables):
     figure = plots_heart.change_forest(changes, "stacked", "t")
     assert len(figure.axes[0].get_yticks()) == len(changes[changes["group"].isin(["", "worst group", "gap"])])
     assert len(plots_heart.matrices(matrix(), "t").axes) == 2
-    shown = {line.get_label() for line in plots_heart.faithfulness(generation(), "t").axes[0].containers}
-    assert shown == set(heart_report.METHODS.values())
+    axes = plots_heart.faithfulness(generation(), "t").axes[0]
+    assert {line.get_label() for line in axes.containers} == {n for m, n in heart_report.METHODS.items() if m != "diagnosis"}
+    assert [t.get_text() for t in axes.texts] == ["gate 0.7"]
+    near = rates.assign(value=1.0, lo=0.97, hi=1.0)
+    assert plots_heart.by_group(near, "stacked", ["sex"], "t").axes[0].get_ylim() == pytest.approx((0.92, 1.03))
     studies = cardiac.phantom_studies(2, "test", seed=0)
     images, masks = studies.images("stacked", 32), studies.masks("stacked", 32)
     drawn = plots_heart.pairs(masks, {"phantom": images}, ["a", "b"], "t")
