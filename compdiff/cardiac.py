@@ -127,9 +127,15 @@ def sampling_weights(prompts: Sequence[str], clip: float) -> np.ndarray:
 
 
 def weighted_rows(weights: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """n row numbers drawn with replacement in proportion to `weights`, int64 [n]: what an epoch of training sees."""
-    weights = np.asarray(weights, dtype=float)
-    return np.random.default_rng(seed).choice(len(weights), size=n, p=weights / weights.sum())
+    """n row numbers in proportion to `weights`, int64 [n], shuffled: what an epoch of training sees.
+
+    Systematic resampling: a row comes floor(e) or floor(e) + 1 times, e = n w_i / sum(w) its expected number; so equal
+    weights and n = len(weights) give every row once, where independent draws would leave 37 % of them out.
+    """
+    share = np.cumsum(np.asarray(weights, dtype=float))
+    rng = np.random.default_rng(seed)
+    points = (np.arange(n) + rng.random()) / n * share[-1]
+    return rng.permutation(np.searchsorted(share, points, side="right").clip(max=len(share) - 1))
 
 
 # --- studies made of phantoms -----------------------------------------------------------------------------------------

@@ -42,18 +42,20 @@ BMI_RANGE = {"normal": (18.5, 24.9), "overweight": (25.0, 29.9), "obese": (30.0,
 #   sex x heart failure  added to women with heart failure, times the `interaction` dial
 #   age x heart failure  added per decade above 60 to patients with heart failure, times that dial
 # Units: radii and thicknesses in mm at ED, ejection_fraction a fraction, contrast (blood - muscle) and noise grey.
+# Scatter is large beside heart failure's effects on purpose: the diagnosis shows in most pictures, not in all, so that a
+# classifier of real phantoms has something left to gain from augmentation.
 # fmt: off
 EFFECTS = {
     "base": {"cavity_radius": 23.5, "wall_thickness": 9.0, "ejection_fraction": .62, "right_radius": 24.0,
              "contrast": .46, "chest_fat": 10.0, "noise": .020},
-    "scatter": {"cavity_radius": 1.2, "wall_thickness": .6, "ejection_fraction": .03, "right_radius": 1.5,
+    "scatter": {"cavity_radius": 1.8, "wall_thickness": .6, "ejection_fraction": .07, "right_radius": 1.5,
                 "contrast": .02, "chest_fat": 1.5, "noise": .002},
     "age": {"wall_thickness": .5, "contrast": -.035},
     "sex": {"cavity_radius": -2.5, "wall_thickness": -1.5, "chest_fat": 4.0},
     "bmi": {"wall_thickness": .4, "cavity_radius": .5, "chest_fat": 6.0, "noise": .006},
-    "heart failure": {"cavity_radius": 7.0, "wall_thickness": -.8, "ejection_fraction": -.32, "contrast": -.04},
-    "sex x heart failure": {"cavity_radius": -4.0, "wall_thickness": 2.0, "ejection_fraction": .12},
-    "age x heart failure": {"cavity_radius": -.8, "ejection_fraction": .03},
+    "heart failure": {"cavity_radius": 2.5, "wall_thickness": -.4, "ejection_fraction": -.16, "contrast": -.015},
+    "sex x heart failure": {"cavity_radius": -1.2, "wall_thickness": .6, "ejection_fraction": .06},
+    "age x heart failure": {"cavity_radius": -.3, "ejection_fraction": .012},
 }
 # fmt: on
 LIMITS = {

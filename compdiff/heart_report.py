@@ -118,14 +118,17 @@ def change_sentence(row: Mapping[str, object]) -> str:
 
 
 def change_lines(changes: pd.DataFrame) -> list[str]:
-    """Whether augmentation helped, for every input, source and sampling that was compared with real images as found."""
+    """Whether augmentation helped, for every input, source and sampling that was compared with real images as found:
+    overall, and with enough repeats for a verdict the worst groups and gaps, too."""
     lines = []
     for (name, source, sampling), part in changes.groupby(["input", "source", "sampling"], sort=False):
-        told = part[part["group"].isin(["", "worst group"]) | (part["metric"] == "gap")]
-        repeats = int(part["repeats"].iloc[0])
-        few = f" ({repeats} repeats: too few for a verdict)" if repeats < ENOUGH_REPEATS else ""
-        lines.append(f"- {TITLES[name]}, {source}, sampling {sampling}, against real, as found{few}:")
-        lines += [f"  - {change_sentence(row)}." for row in told.to_dict("records")]
+        told = part[part["group"].isin(["", "worst group"]) | (part["metric"] == "gap")].to_dict("records")
+        what, repeats = f"- {TITLES[name]}, {source}, sampling {sampling}", int(part["repeats"].iloc[0])
+        if repeats < ENOUGH_REPEATS:
+            overall = next(row for row in told if row["group_kind"] == "overall")
+            lines.append(f"{what} ({repeats} repeats: too few for a verdict): {change_sentence(overall)}.")
+        else:
+            lines += [f"{what}, against real, as found:", *(f"  - {change_sentence(row)}." for row in told)]
     return lines
 
 
@@ -203,8 +206,8 @@ def report(title: str, generation: pd.DataFrame, matrix: pd.DataFrame, rates: pd
              "intervals 95 %.",
              "", *verdict_lines(changes), "", f"## Generated images{one}", "", *generation_lines(generation), "",
              f"## Groups against groups{one}", "", *matrix_lines(matrix), "", "## Augmentation and weighting", "",
-             f"{len(changes)} comparisons in changes.csv, the largest of them here; none is corrected for their number, "
-             "so all but the first sentence are exploratory.", "", *change_lines(changes), "",
+             f"{len(changes)} comparisons with real images as found in changes.csv, the main ones here; none is "
+             "corrected for their number, so all but the first sentence are exploratory.", "", *change_lines(changes), "",
              "## What cannot be concluded", "", *limits(rates), "", "## Not available", ""]  # fmt: skip
     lines += [f"- {name}: {why}." for name, why in absent.items()] or ["- Nothing is missing."]
     return "\n".join(lines) + "\n"

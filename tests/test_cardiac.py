@@ -94,6 +94,15 @@ def test_weighted_rows_follow_the_weights():
     assert np.array_equal(rows, cardiac.weighted_rows(weights, 20_000, seed=0)) and set(rows) == set(range(100))
 
 
+@given(st.lists(st.sampled_from([0.0, 0.3, 1.0, 2.5, 7.0]), min_size=1, max_size=40).filter(any), st.integers(1, 90),
+       st.integers(0, 9))  # fmt: skip
+def test_a_weighted_row_comes_as_often_as_expected_to_within_one(weights, n, seed):
+    rows = cardiac.weighted_rows(np.array(weights), n, seed)
+    seen, expected = np.bincount(rows, minlength=len(weights)), n * np.array(weights) / np.sum(weights)
+    assert len(rows) == n and (np.abs(seen - expected) < 1 + 1e-9).all()
+    assert sorted(cardiac.weighted_rows(np.ones(n), n, seed)) == list(range(n))  # equal weights: everybody, once
+
+
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.floats(0.1, 30))
 def test_sampling_weights_never_favour_the_frequent(prompts, clip):
     weights = cardiac.sampling_weights(prompts, clip)

@@ -69,6 +69,7 @@ def test_a_ceiling_is_named(tables):
         assert heart_report.ceiling_line(rates) in heart_report.limits(rates)
     few = heart_report.change_lines(changes.assign(repeats=2))
     assert "2 repeats: too few" in few[0] and "too few" not in heart_report.change_lines(changes)[0]
+    assert all("overall changed" in line for line in few), "without a verdict only everybody is told, a line for each"
 
 
 def test_the_matrix_says_which_group_is_closest():
