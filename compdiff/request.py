@@ -18,6 +18,7 @@ VARIABLES = {
     "METHODS": "which methods, the five main ones",
     "ABLATION": "1 = extra rows and ablations (chest phantom)",
     "STRATEGIES": "downstream strategies",
+    "PROMPTS_FILE": "CSV of your own prompts, drawn by every method: prompt, one column per attribute, repeats",
     "STAGES": "only these notebooks and what they need",
     "JOBS": "notebooks at a time, each on its share of the cores: as many as cores and memory allow, at paper size 1",
     "RECIPE": " | ".join(config.RECIPES),
@@ -42,6 +43,7 @@ class Request:
     strategies: tuple[str, ...] = ()  # () = the notebook's own
     stages: tuple[str, ...] = ()  # () = all; else these and what they need
     data_root: str = ""
+    prompts_file: str = ""  # absolute
     runs: str = ""
     jobs: int = 0  # notebooks at a time, 0 = as many as cores and free memory allow (at paper size 1)
     overrides: Mapping[str, object] = field(default_factory=dict)
@@ -83,10 +85,17 @@ def parse(words: Sequence[str], profile: str) -> Request:
         seeds=tuple(dict.fromkeys(int(s) for s in given.get("SEEDS", "").split())) or (config.SEEDS.get(profile, 0),),
         methods=tuple(given.get("METHODS", "").split()), ablation=ablation == "1",
         strategies=tuple(given.get("STRATEGIES", "").split()), stages=tuple(given.get("STAGES", "").split()),
-        data_root=given.get("DATA_ROOT", ""), runs=str(paths.runs_root(given.get("RUNS", ""))),
+        data_root=given.get("DATA_ROOT", ""), prompts_file=_file(given.get("PROMPTS_FILE", "")), runs=str(paths.runs_root(given.get("RUNS", ""))),
         jobs=int(given.get("JOBS") or 0),
         overrides=typed(overrides),
     )  # fmt: skip
+
+
+def _file(name: str) -> str:
+    """The absolute path of a file that must be there, "" for none."""
+    if name and not Path(name).expanduser().is_file():
+        raise Refused(f"PROMPTS_FILE={name}: there is no such file")
+    return str(Path(name).expanduser().resolve()) if name else ""
 
 
 def typed(overrides: Mapping[str, str]) -> dict[str, object]:
@@ -106,7 +115,7 @@ def command(request: Request) -> str:
         "PROFILE": request.profile, "DATASETS": request.datasets, "SEEDS": request.seeds,
         "DATA_ROOT": request.data_root, "METHODS": request.methods,
         "ABLATION": "1" if request.ablation else "", "STAGES": request.stages,
-        "STRATEGIES": request.strategies, "JOBS": request.jobs or "", "RUNS": request.runs if Path(request.runs) != paths.runs_root() else "",
+        "STRATEGIES": request.strategies, "PROMPTS_FILE": request.prompts_file, "JOBS": request.jobs or "", "RUNS": request.runs if Path(request.runs) != paths.runs_root() else "",
     }  # fmt: skip
     words |= {name.upper(): value for name, value in request.overrides.items()}
     texts = {n: " ".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for n, v in words.items()}

@@ -22,6 +22,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from compdiff import budget, config, execute, paths, record, schedule, skeleton, strategies
+from compdiff.attributes import SCHEMAS
+from compdiff.prompts import read_prompts
 from compdiff.request import VARIABLES, Refused, Request, command, parse
 from compdiff.stages import PROJECT, Project, Step, before, needed, steps
 
@@ -76,6 +78,14 @@ def check(project: Project, request: Request, todo: Sequence[Step], heading: str
         own = config.settings(request.profile, dataset, **request.overrides).base_model
         if own.base == "tiny" and not own.vae_steps and request.profile != "smoke":
             problems.append(f"{dataset}: the shipped base knows phantoms only; adapt it: VAE_STEPS=600 UNET_STEPS=600")
+    for dataset in request.datasets if request.prompts_file else ():
+        if project.family(dataset):
+            problems.append(f"PROMPTS_FILE is for images asked for in words, not for {dataset}")
+            continue
+        try:
+            read_prompts(Path(request.prompts_file), SCHEMAS[str(project.manifest(dataset)["schema"])])
+        except ValueError as error:
+            problems.append(f"PROMPTS_FILE for {dataset}: {error}")
     base = config.settings(request.profile, **request.overrides).base_model
     if not base.base:
         problems.append(

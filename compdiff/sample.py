@@ -215,29 +215,3 @@ def _ages(train: pd.DataFrame, category: str | None, n: int, rng: np.random.Gene
     edges = (0, *AGE_THRESHOLDS, 90)
     k = AGE.index(category)
     return [(edges[k] + edges[k + 1]) // 2] * n
-
-
-def read_prompts(file: Path, data: Data) -> tuple[pd.DataFrame, list[str]]:
-    """A user's CSV (prompt, one column per attribute, repeats) -> rows with id and attributes, and their prompts.
-
-    Line i repeated r times gives the ids prompt<i>-0 ... prompt<i>-(r-1). The prompt is used as written. ValueError
-    names the line and column of what is missing, unknown or not a number of at least 1.
-    """
-    names = data.schema.names
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    if missing := [c for c in ("prompt", *names, "repeats") if c not in table.columns]:
-        raise ValueError(f"{Path(file).name} lacks the columns {', '.join(missing)}")
-    rows, prompts = [], []
-    for line, entry in enumerate(table.to_dict("records"), start=2):
-        try:
-            cell = data.schema.encode(entry)
-        except ValueError as error:
-            raise ValueError(f"{Path(file).name}, line {line}: {error}") from None
-        if not entry["repeats"].isdecimal() or int(entry["repeats"]) < 1:
-            problem = f"repeats {entry['repeats']!r} is not a number of at least 1"
-            raise ValueError(f"{Path(file).name}, line {line}: {problem}")
-        for n in range(int(entry["repeats"])):
-            who = {"cell": data.schema.cells().index(cell), **data.schema.decode(cell)}
-            rows.append({"id": f"prompt{line - 1}-{n}", **who})
-            prompts.append(entry["prompt"])
-    return pd.DataFrame(rows), prompts

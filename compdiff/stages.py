@@ -13,6 +13,8 @@ import yaml
 from compdiff import config, paths, record, sources
 from compdiff.request import Request
 
+OPTIONAL = ("strategies", "prompts_file")  # parameters that stay the notebook's own unless somebody asks
+PLACES = ("runs", "data_root", "prompts_file", "overrides", "figures")  # parameters that are no inputs by themselves
 SHARED = ("dataset", "profile", "seed", "data_root", "runs", "overrides", "methods")
 
 
@@ -62,10 +64,11 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "05_generation", "seed", ("01_data_prep", *TRAINERS), settings=("sample",), files=BASE,
-        parameters=(*SHARED, "strategies"),  # which sets they need; what is there already stays
+        parameters=(*SHARED, "strategies", "prompts_file"),  # which sets are made; what is there already stays
         loads=("hcn", "flat", "fairdiffusion"),
         outputs=("seed{seed}/generated/{method}/*/samples.csv", "seed{seed}/generated/{method}/*/images/",
                  "seed{seed}/generated/untrained/*/samples.csv", "seed{seed}/generated/untrained/*/images/"),
+        may_write=("seed{seed}/generated/prompts.*",),
     ),
     Stage(
         "06_metrics", "seed", ("01_data_prep", "05_generation"), settings=("evaluate", "judges", "base_model"),
@@ -190,15 +193,15 @@ class Step:
         return str(given) if given.is_absolute() else os.path.relpath(given.resolve(), self.project.root)
 
     def parameters(self) -> dict[str, object]:
-        """What the notebook is sent: exactly the names in Stage.parameters (strategies only when asked for)."""
+        """What the notebook is sent: exactly the names in Stage.parameters (those of OPTIONAL only when asked for)."""
         r = self.request
         known = {
             "dataset": self.dataset, "profile": r.profile, "seed": self.seeds[0], "seeds": list(self.seeds),
             "runs": r.runs, "data_root": self.data_root(), "overrides": dict(r.overrides),
-            "methods": list(self.methods), "strategies": list(r.strategies),
+            "methods": list(self.methods), "strategies": list(r.strategies), "prompts_file": r.prompts_file,
             "figures": os.path.relpath(self.figures, self.project.root),
         }  # fmt: skip
-        return {name: known[name] for name in self.stage.parameters if name != "strategies" or r.strategies}
+        return {name: known[name] for name in self.stage.parameters if name not in OPTIONAL or known[name]}
 
     def resolved(self) -> dict[str, object]:
         """{"steps": 300, "steps (hcn)": 500, ...}: the settings that apply, after presets and overrides."""
@@ -213,7 +216,7 @@ class Step:
     def inputs(self, upstream: Mapping[str, str | None]) -> dict[str, object]:
         """Everything that decides the result, flat, by the name that `plan` prints. `upstream`: digests by label."""
         p, sent = self.project, self.parameters()
-        found = {f"parameter {n}": v for n, v in sent.items() if n not in ("runs", "data_root", "overrides", "figures")}
+        found = {f"parameter {n}": v for n, v in sent.items() if n not in PLACES}
         found |= {f"setting {n}": v for n, v in self.resolved().items()}
         found["notebook's code"] = sources.code_sha256(self.notebook)
         found |= sources.modules(self.notebook, p.package, self.stage.loads)
@@ -224,6 +227,8 @@ class Step:
         found |= {f"other run {name}": record.sha256_file(f) for name, f in self.beside().items()}
         if sent.get("data_root") and not self.stage.after:
             found["DATA_ROOT's content"] = folder_summary(p.root / str(sent["data_root"]))
+        if "prompts_file" in sent:
+            found["PROMPTS_FILE's content"] = record.sha256_file(Path(str(sent["prompts_file"])))
         if (base := found.get("setting base")) and (p.root / Path(str(base)).expanduser()).is_dir():
             found["base model's files"] = files_summary(p.root / Path(str(base)).expanduser())
         if "setting weights" in found:

@@ -22,7 +22,7 @@ LAYERS = {
     "ground": {"paths", "config", "attributes", "record", "sources", "devices", "budget", "sharded"},
     "data": {
         "raster", "painters", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih",
-        "parts", "adapters", "cohorts", "shards", "datasheet", "datasets", "skeleton", "heart", "cardiac",
+        "parts", "adapters", "cohorts", "prompts", "shards", "datasheet", "datasets", "skeleton", "heart", "cardiac",
         "cardiac_manifest", "cardiac_views", "cardiac_files", "cardiac_cohorts",
     },
     "model": {

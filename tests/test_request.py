@@ -50,6 +50,43 @@ def test_plan_ends_with_what_would_be_refused(project, capsys):
 
 
 @pytest.mark.parametrize(
+    "dataset, file, said",
+    [
+        ("chest", "", "PROMPTS_FILE=mine.csv: there is no such file"),
+        ("chest", "a heart,40-60,female,Asian,2", "PROMPTS_FILE for chest: mine.csv, line 2: "),
+        ("nih", "a heart,40-60,Female,Asian,2", "PROMPTS_FILE for nih: mine.csv lacks the columns view"),
+        ("cardiac", "a heart,40-60,Female,Asian,2", "not for cardiac"),
+    ],
+)
+def test_a_prompts_file_is_read_before_anything_runs(tmp_path, monkeypatch, capsys, dataset, file, said):
+    monkeypatch.chdir(tmp_path)
+    if file:
+        (tmp_path / "mine.csv").write_text(f"prompt,age,sex,race,repeats\n{file}\n")
+    assert run.main(["plan", f"DATASETS={dataset}", "PROMPTS_FILE=mine.csv", f"RUNS={tmp_path}"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_prompts_file_is_an_input_of_the_generation_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").write_text("one")
+    asked_for = request.parse(["DATASETS=chest", "PROMPTS_FILE=mine.csv", f"RUNS={tmp_path}"], "smoke")
+    assert f"PROMPTS_FILE={tmp_path / 'mine.csv'}" in request.command(asked_for)
+
+    def generation(wanted):
+        found = {step.stage.name: step for step in stages.steps(stages.PROJECT, wanted)}
+        sent = [name for name, step in found.items() if "prompts_file" in step.parameters()]
+        return found["05_generation"].inputs({}), sent
+
+    before, sent = generation(asked_for)
+    assert sent == ["05_generation"]
+    (tmp_path / "mine.csv").write_text("two")
+    assert {n for n, v in generation(asked_for)[0].items() if before[n] != v} == {"PROMPTS_FILE's content"}
+    without, sent = generation(replace(asked_for, prompts_file=""))
+    assert set(before) - set(without) == {"PROMPTS_FILE's content"} and not sent
+    assert all(without[name] == before[name] for name in without), "nothing else depends on it"
+
+
+@pytest.mark.parametrize(
     "given, said",
     [
         (["STAGES=10_cardiac_fairness"], "is one of chest's; name its dataset: DATASETS=cardiac"),

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from compdiff import config, datasets, galleries, manifests, sample
 from compdiff.attributes import age_bin
 from compdiff.fairdiffusion import FairReweighter, read_history
+from compdiff.prompts import read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_sets_of_real_rows_keep_ids_and_drop_the_image_s_own_parameters(data, se
 def test_prompts_file(data, tmp_path):
     file = tmp_path / "mine.csv"
     file.write_text("prompt,age,sex,race,repeats\na heart,40-60,Female,Asian,2\nlungs,80+,Male,White,1\n")
-    rows, prompts = sample.read_prompts(file, data)
+    rows, prompts = read_prompts(file, data.schema)
     assert prompts == ["a heart", "a heart", "lungs"] and rows["id"].tolist() == ["prompt1-0", "prompt1-1", "prompt2-0"]
     assert data.attributes(rows).tolist() == [[2, 1, 2], [2, 1, 2], [4, 0, 0]]
 
@@ -70,7 +71,7 @@ def test_prompts_file_names_the_line_that_is_wrong(data, tmp_path, line, said):
     file = tmp_path / "mine.csv"
     file.write_text("prompt,age,sex,race,repeats\n" + line + "\n")
     with pytest.raises(ValueError, match=said):
-        sample.read_prompts(file, data)
+        read_prompts(file, data.schema)
 
 
 def test_history_is_read_back_from_a_checkpoint(data, tmp_path):
