@@ -187,6 +187,12 @@ def digest(images: np.ndarray, table: pd.DataFrame) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).tobytes() + table.to_csv().encode()).hexdigest()
 
 
+def taken(found: Sequence[Fold]) -> list[Fold]:
+    """The folds that a run trains on: all, or where a test cohort exists the first one, because the one generator has
+    learnt from patients who validate in the others."""
+    return list(found[:1] if found[0].generator == EVERYBODY else found)
+
+
 def carry_out(run: Run, studies: Studies, found: Sequence[Fold], synthetic: Mapping[str, Synthetic], images: np.ndarray,
               folder: Path, config: Config, seed: int) -> pd.DataFrame:  # fmt: skip
     """Train and predict, or read what is there for the same inputs; columns fold, part (val, test), row, y, p.
@@ -194,7 +200,7 @@ def carry_out(run: Run, studies: Studies, found: Sequence[Fold], synthetic: Mapp
     images: the input of all patients, in the table's order.
     """
     label, full = studies.labels[0], config.data.size >= 256
-    mine = list(found[:1] if found[0].generator == EVERYBODY else found)
+    mine = taken(found)
     used = {"data": digest(images, studies.table)}
     if run.source != "real":
         used |= {f"synthetic {g}": digest(s.images, s.table) for g, s in synthetic.items()}

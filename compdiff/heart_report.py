@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from compdiff.fairness import MIN_CLASS
 from compdiff.heart_fairness import CEILING, CRITERIA, ENOUGH_REPEATS, HOW, MAIN, RATES
 from compdiff.rendering import DAGGER, number, said
 
@@ -19,6 +20,7 @@ METHODS = {"real_test": "real test images", "text": "the base alone (uncondition
            "pasted": "pasted mask (control)", "diagnosis": "the diagnosis alone (no image)"}  # fmt: skip
 EJECTION, GAIN = "ejection fraction error", "Dice gain of the own mask"
 GATE = 0.7  # Dice that was declared before the run
+NAMED = 8  # intersections that are named one by one
 NOTES = (
     "Value ± standard deviation over repeats [95 % interval of resampled patients and repeats].",
     f"{DAGGER} fewer than 10 patients with or without heart failure, or fewer than 20 without: no claim rests on it.",
@@ -152,18 +154,42 @@ def ceiling_line(rates: pd.DataFrame) -> str:
     return f"{line}; above {CEILING} a gain cannot be seen here, only harm." if row["value"] > CEILING else f"{line}."
 
 
-def limits(rates: pd.DataFrame) -> list[str]:
-    """What cannot be concluded: what lies above the ceiling, and the groups that are too small, with their numbers."""
-    small = rates[(rates["metric"] == MAIN) & rates["note"].str.startswith("ineligible")]
-    small = small[~small["group_kind"].str.contains(" x ")].drop_duplicates(["group_kind", "group"])
-    told = [f"{r['group_kind']} {r['group']} ({int(r['n'])} patients, {int(r['positives'])} with heart failure)"
-            for r in small.to_dict("records")]  # fmt: skip
-    lines = [ceiling_line(rates)]
-    if told:
+def few_lines(rates: pd.DataFrame) -> list[str]:
+    """Groups and intersections too small to judge, and how few ill patients a group's TPR is taken over. An attribute
+    of whose groups each holds one label only, such as the diagnosis itself, is passed over."""
+    people = rates[rates["metric"] == MAIN].drop_duplicates(["group_kind", "group"])
+    mixed = (people["positives"] > 0) & (people["positives"] < people["n"])
+    people = people[people["group_kind"].isin(people.loc[mixed, "group_kind"])]
+    crossed = people["group_kind"].str.contains(" x ")
+    few = people["note"].str.contains("ineligible")  # also said where there is no rate at all
+    single = people[few & ~crossed].to_dict("records")
+    lines = []
+    if single:
         lines.append(
-            f"- Too small to judge: {', '.join(told)}. Their rates are shown with {DAGGER}; one patient more or less on "
-            "the right side moves them visibly, so neither fairness nor its absence follows."
+            f"- Too small to judge: {', '.join(map(_who, single))}. Their rates are shown with {DAGGER}; one patient "
+            "more or less on the right side moves them visibly, so neither fairness nor its absence follows."
         )
+    ill = [f"{r['group'] or 'everybody'} with heart failure: {r['positives']:.0f}"
+           for r in single if 0 < r["positives"] < MIN_CLASS]  # fmt: skip
+    if ill:
+        lines.append(f"- A group's TPR is a share of its ill, and these are few; {'; '.join(ill)}. One decision moves "
+                     "the rate by one over that number.")  # fmt: skip
+    both = people[few & crossed].sort_values(["positives", "n"], kind="stable").to_dict("records")
+    if both:
+        more = f", and {len(both) - NAMED} more in fairness.csv" if len(both) > NAMED else ""
+        lines.append(f"- {len(both)} of {crossed.sum()} intersections of two attributes are too small to judge, fewest "
+                     f"ill first: {', '.join(map(_who, both[:NAMED]))}{more}.")  # fmt: skip
+    return lines
+
+
+def _who(row: Mapping[str, object]) -> str:
+    name = f"{row['group_kind']} {row['group']}".strip()
+    return f"{name} ({row['n']:.0f} patients, {row['positives']:.0f} with heart failure)"
+
+
+def limits(rates: pd.DataFrame) -> list[str]:
+    """What cannot be concluded: what lies above the ceiling, and who is too few, with numbers."""
+    lines = [ceiling_line(rates), *few_lines(rates)]
     lines.append(
         "- An interval that holds 0 shows neither that augmentation helps nor that it does not: it says how large an "
         "effect would have to be to be seen with these patients. Where both ends are 0, no resample held a changed "
@@ -194,16 +220,26 @@ def matrix_lines(matrix: pd.DataFrame) -> list[str]:
     return lines or ["- Group x group FID: not available, fewer than four patients in a group."]
 
 
+def folds_line(used: int, made: int) -> str:
+    """On which folds the classifiers were trained: `used` of the `made`."""
+    if used == made:
+        return (f"Classifiers are trained on each of {made} folds and their predictions pooled: whoever is judged was "
+                "shown neither to the network nor to the generator of its images.")  # fmt: skip
+    return (f"Classifiers are trained on {used} of {made} folds and judged on the test cohort: the generator has "
+            "learnt from patients who validate in the other folds. No number holds a spread over folds.")  # fmt: skip
+
+
 def report(title: str, generation: pd.DataFrame, matrix: pd.DataFrame, rates: pd.DataFrame, changes: pd.DataFrame,
-           absent: Mapping[str, str], seeds: Sequence[int], generated: bool) -> str:  # fmt: skip
-    """report.md."""
+           absent: Mapping[str, str], seeds: Sequence[int], generated: bool,
+           folds: tuple[int, int]) -> str:  # fmt: skip
+    """report.md. folds: how many the classifiers were trained on, and how many there are."""
     people = rates.loc[(rates["group_kind"] == "overall") & (rates["metric"] == MAIN), ["n", "positives"]].iloc[0]
     kind = "phantoms: no number says anything about patients" if generated else "real patients, synthetic images"
     one = f" of generator seed {seeds[0]}" if len(seeds) > 1 else ""
     lines = [f"# {title}: fairness report", "", f"Made from {kind}; {int(people['n'])} test "
              f"{'phantoms' if generated else 'patients'}, "
              f"{int(people['positives'])} with heart failure; generator seeds {', '.join(map(str, seeds))}; "
-             "intervals 95 %.",
+             "intervals 95 %.", "", folds_line(*folds),
              "", *verdict_lines(changes), "", f"## Generated images{one}", "", *generation_lines(generation), "",
              f"## Groups against groups{one}", "", *matrix_lines(matrix), "", "## Augmentation and weighting", "",
              f"{len(changes)} comparisons with real images as found in changes.csv, the main ones here; none is "

@@ -45,7 +45,7 @@ def matrix():
 
 def test_the_report_states_whether_augmentation_helped(tables):
     rates, changes = tables
-    text = heart_report.report("Phantoms", generation(), matrix(), rates, changes, {"cine, synthetic": "no frames"}, [0], True)
+    text = heart_report.report("Phantoms", generation(), matrix(), rates, changes, {"cine, synthetic": "no frames"}, [0], True, (1, 3))
     lines = text.splitlines()
     first = next(line for line in lines if line.startswith("**Did"))
     before = rates[(rates["source"] == "real") & (rates["group_kind"] == "overall") & (rates["metric"] == MAIN)]["value"].item()
