@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from compdiff import heart
 
@@ -79,7 +80,7 @@ def test_interaction_acts_on_failing_women_only_and_linearly():
     for sex, labels in itertools.product(("Male", "Female"), (HEALTHY, FAILING)):
         off, half, full = (somebody(labels=labels, interaction=i, sex=sex).truth["cavity_radius"] for i in (0, 0.5, 1))
         if labels is FAILING and sex == "Female":
-            assert full - off == pytest.approx(2 * (half - off)) and abs(full - off) > 1
+            assert full - off == pytest.approx(2 * (half - off)) and abs(full - off) > 0.5
         elif labels is HEALTHY:
             assert off == half == full
 
@@ -240,9 +241,9 @@ def test_chest_fat_follows_bmi():
     assert (thick > 180).sum() > (thin > 180).sum() + 200
 
 
-def test_heart_failure_can_be_seen_from_the_masks():
-    """The label is in the picture: implied ejection fractions of the two groups do not overlap (without
-    interaction)."""
+def test_heart_failure_shows_in_most_masks_but_not_in_all():
+    """The label is in the picture, and a classifier of it has something left to learn: implied ejection fractions of
+    the two groups overlap a little (without interaction)."""
     cells = list(itertools.product(heart.CATEGORIES["age"][1:], heart.CATEGORIES["sex"], heart.CATEGORIES["bmi"]))
     implied = {failing: [] for failing in (0, 1)}
     for n, (cell, failing) in enumerate(itertools.product(cells, implied)):
@@ -250,4 +251,5 @@ def test_heart_failure_can_be_seen_from_the_masks():
             f"r{n}", dict(zip(("age", "sex", "bmi"), cell, strict=True)), {"heart failure": failing}, seed=0
         )
         implied[failing].append(heart.implied_ejection_fraction(*heart.pair(drawn)[1]))
-    assert min(implied[0]) > 0.45 > max(implied[1])
+    failing = [0] * len(implied[0]) + [1] * len(implied[1])
+    assert 0.85 < roc_auc_score(failing, [-v for v in implied[0] + implied[1]]) < 0.99
