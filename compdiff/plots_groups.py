@@ -248,10 +248,10 @@ def interaction_dial(by_dial: pd.DataFrame, kind: str) -> Figure | None:
         apart = part["dial"] + 0.012 * (max(dials) - min(dials)) * i  # so that no interval hides another
         ax.errorbar(apart, part["value"], yerr=bars, color=COLOUR[key], marker=MARKER[key], ms=4, capsize=2, lw=1,
                     label=TITLES[key])  # fmt: skip
-    trained = by_dial["seeds"].min()
+    trained = int(by_dial["seeds"].min())
     ax.set(xlabel="interaction of the attributes (0 = additive)",
            ylabel=f"{Item('quality', 'KID').label(by_dial)}, held-out cells",
-           title=f"Zero-shot error ({kind}, n = {by_dial['n'].min():.0f}, {trained:.0f} seed{'s' * (trained > 1)})")  # fmt: skip
+           title=f"Zero-shot error ({kind}, n = {by_dial['n'].min():.0f}, {trained} seed{'s' * (trained > 1)})")  # fmt: skip
     ax.set_xticks(dials, [f"{d:g}" for d in dials])
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, handletextpad=0.4)
     return fig
