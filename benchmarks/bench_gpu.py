@@ -132,11 +132,10 @@ def seconds(call: Callable[[], object], device: torch.device, steps: int, warm: 
 def sampling(
     parts: dict, solver: str, count: int, n: int, ours: bool, folder: Path, device: str
 ) -> Callable[[], object]:
-    """One call draws `n` images, ours or by diffusers' pipeline: same solver, steps and guidance; bf16 autocast."""
-    base = build(parts, device)
-    base.unet.requires_grad_(False), base.text_encoder.requires_grad_(False)
+    """One call draws `n` images, ours or by diffusers' pipeline: same solver, steps, guidance and precision."""
+    base, precision = build(parts, device), "bf16" if device == "cuda" else "no"
     config, rows = settings("paper", solver=solver, sample_steps=count).sample, random_rows(base, n)
-    model = diffusion.Denoiser(base, methods.build("text", SCHEMA, base.d_ctx, Config(), 0).conditioner, [])
+    model = diffusion.Denoiser(base, methods.build("text", SCHEMA, base.d_ctx, Config(), 0).conditioner, [], precision)
     pipe = base.pipeline()
     pipe.scheduler = base.sampler(solver)
     pipe.set_progress_bar_config(disable=True)
@@ -146,11 +145,11 @@ def sampling(
     }
 
     def draw() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            if ours:
-                sample.sample(model, base, rows.text, rows.empty, rows.attributes, list(range(n)), config)
-            else:
-                pipe(**embeds, num_inference_steps=count, guidance_scale=config.guidance, output_type="np")
+        if ours:
+            sample.sample(model, base, rows.text, rows.empty, rows.attributes, list(range(n)), config)
+            return
+        with sample.in_precision(precision, torch.device(device)):
+            pipe(**embeds, num_inference_steps=count, guidance_scale=config.guidance, output_type="np")
 
     return draw
 

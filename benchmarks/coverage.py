@@ -1,10 +1,11 @@
-"""How often do 95 % intervals of the AUROC hold the truth? Simulated sets with a known AUROC (`make bench`).
+"""How often do 95 % intervals of the AUROC hold the truth? Simulated sets with a known AUROC.
 
 Binormal model: positives N(delta, 1), negatives N(0, 1), AUROC = Phi(delta / sqrt 2). A set has 300 images; where a
 patient has several, a share RHO of the score's variance is the patient's own. Their label is the patient's, or each
 image's own. Writes benchmarks/results/coverage.csv: per interval the share of sets covered, its standard error, the
-mean width, and the shares of sets whose interval lies below and above the truth. `--scenarios` runs a part (about a
-minute each on one core) and keeps the other rows of that file.
+mean width, and the shares of sets whose interval lies below and above the truth. About a minute for each scenario on
+one core; `--scenarios` runs a part and keeps the other rows of that file.
+    python benchmarks/coverage.py
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class BaseConfig:
 
     base: str = "tiny"  # "tiny" = shipped; else a folder or hub id
     revision: str = ""  # hub revision (paper scale: required for a hub id)
-    base_sha256: str = ""  # of the UNet's weight file, checked when given
+    base_sha256: str = ""  # of the UNet's weight file, or fingerprint of the whole folder; checked when given
     vae_steps: int = 0  # fine-tune the VAE on the training split first (real data on the tiny base)
     unet_steps: int = 0  # fine-tune the UNet on prompts without demographics
 
@@ -49,7 +49,7 @@ class TrainConfig:
     ema_horizon: float = 0.1  # fraction of steps over which the average remembers
     trained: tuple[str, ...] = ("unet", "text_encoder")
     lora_rank: int = 0  # 0 = full fine-tuning of the UNet
-    precision: str = "no"  # accelerate's mixed_precision: no | bf16 | fp16
+    precision: str = "no"  # mixed precision of training and sampling: no | bf16 | fp16
     gradient_checkpointing: bool = False
     optimizer: str = "adamw"  # adamw | adamw8bit (bitsandbytes)
     compile: bool = False  # torch.compile of the UNet: minutes at the start, then faster steps

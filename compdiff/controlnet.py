@@ -77,14 +77,10 @@ class StackedDiffusion(Diffusion):
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         return super().tokenize([prompt or self.negative for prompt in prompts])
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor, batch: int = 64) -> np.ndarray:
-        """Scaled latents [B, C, h, w] -> stacked images uint8 [B, S, S, 3]."""
-        out = []
-        for part in latents.split(batch):
-            x = self.vae.decode(part / self.vae.config.scaling_factor).sample.float().clamp(-1, 1)
-            out.append(((x + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu().numpy())
-        return np.concatenate(out)
+    def pictures(self, x: Tensor) -> np.ndarray:
+        """What the VAE decodes, float [B, 3, S, S] -> stacked images uint8 [B, S, S, 3]."""
+        x = x.float().clamp(-1, 1)
+        return ((x + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
 
 
 def stacked(base: Diffusion) -> StackedDiffusion:

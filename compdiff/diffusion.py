@@ -46,6 +46,7 @@ transformers.utils.logging.disable_progress_bar()
 
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 WEIGHTS = ("text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors")
+VAE_IMAGES, VAE_PIXELS = 64, 2**20  # that the VAE sees at once, at most: 64 images of 64 x 64, 4 of 512 x 512
 
 
 @dataclass
@@ -67,6 +68,11 @@ class Diffusion:
     def channels(self) -> int:
         return self.vae.config.latent_channels
 
+    @property
+    def down(self) -> int:
+        """Pixels per latent, along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
     def to(self, device: torch.device | str) -> Diffusion:
         for part in (self.text_encoder, self.vae, self.unet):
             part.to(device)
@@ -79,9 +85,9 @@ class Diffusion:
         return torch.tensor(encoded["input_ids"], dtype=torch.long)
 
     @torch.no_grad()
-    def moments(self, images: np.ndarray, batch: int = 64) -> Tensor:
+    def moments(self, images: np.ndarray) -> Tensor:
         """Grey images uint8 [N, S, S] -> mean and log-variance of q(z|x), [N, 2C, h, w] (unscaled)."""
-        out = []
+        out, batch = [], at_once(images.shape[1])
         with on_accelerator(self.vae) as device:
             for start in range(0, len(images), batch):
                 x = to_model(images[start : start + batch], self.vae.config.in_channels).to(device)
@@ -95,12 +101,19 @@ class Diffusion:
         return z * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch: int = 64) -> np.ndarray:
-        """Scaled latents [B, C, h, w] -> grey images uint8 [B, S, S]."""
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Scaled latents [B, C, h, w] -> grey images uint8 [B, S, S]. FloatingPointError when one is no number."""
         out = []
-        for part in latents.split(batch):
-            out.append(to_images(self.vae.decode(part / self.vae.config.scaling_factor).sample))
+        for part in latents.split(at_once(latents.shape[-1] * self.down)):
+            x = self.vae.decode(part / self.vae.config.scaling_factor).sample
+            if not x.isfinite().all():
+                raise FloatingPointError("decoded images hold NaN or infinity: set PRECISION=no (fp16 overflows)")
+            out.append(self.pictures(x))
         return np.concatenate(out)
+
+    def pictures(self, x: Tensor) -> np.ndarray:
+        """What the VAE decodes, float [B, c, S, S] -> what `decode` returns of it."""
+        return to_images(x)
 
     def target(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the UNet learns to predict: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) z."""
@@ -146,6 +159,11 @@ def step_back(scheduler, prediction: Tensor, t: Tensor, z: Tensor, generators: l
     return scheduler.step(prediction, t, z, return_dict=False, **random)[0]
 
 
+def at_once(side: int) -> int:
+    """Images of side x side pixels that the VAE sees at once, so that its memory grows with neither their size nor number."""
+    return max(1, min(VAE_IMAGES, VAE_PIXELS // side**2))
+
+
 def to_model(images: np.ndarray, channels: int) -> Tensor:
     """Grey uint8 [B, S, S] or stacked [B, S, S, channels] -> float [-1, 1] [B, channels, S, S]."""
     x = torch.from_numpy(np.asarray(images, dtype=np.float32) / 127.5 - 1.0)
@@ -162,7 +180,8 @@ def load(base: str, revision: str = "", sha256: str = "") -> Diffusion:
     """Load a base by folder or hub id ("tiny" = the shipped one); safetensors only, weights in float32.
 
     A hub id needs the commit as its `revision`: what a branch or tag names can change. FileNotFoundError names the
-    missing part; ValueError when the revision is no commit or the UNet's weight file has another sha256.
+    missing part; ValueError when the revision is no commit, or `sha256` is neither the UNet's weight file's nor the
+    `fingerprint` of the folder.
     """
     folder = paths.TINY_BASE if base == "tiny" else Path(base)
     source, where = str(folder), dict(local_files_only=True)
@@ -182,9 +201,11 @@ def load(base: str, revision: str = "", sha256: str = "") -> Diffusion:
     elif missing := [w for w in WEIGHTS if not (folder / w).exists()]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: pickled weights (.bin) are not read")
     if sha256:
-        found = record.sha256_file(cached_file(source, WEIGHTS[-1], **where))
-        if found != sha256:
-            raise ValueError(f"the UNet weights of {base!r} have sha256 {found}, expected {sha256}")
+        found = [record.sha256_file(cached_file(source, WEIGHTS[-1], **where))]
+        if sha256 not in found and folder.is_dir():
+            found.append(fingerprint(folder))
+        if sha256 not in found:
+            raise ValueError(f"the UNet weights of {base!r} have sha256 {', the whole folder '.join(found)}, expected {sha256}")
     kwargs = dict(torch_dtype=torch.float32, use_safetensors=True, **where)
     return Diffusion(
         tokenizer=CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where),
@@ -217,8 +238,7 @@ def load_for(run_folder: paths.RunFolder, config: Config) -> tuple[Diffusion, st
         base, sha256 = load(str(run_folder.base)), fingerprint(run_folder.base)
     else:
         base, sha256 = load(c.base, c.revision, c.base_sha256), fingerprint_of(config)
-    down = 2 ** (len(base.vae.config.block_out_channels) - 1)
-    base.unet.register_to_config(sample_size=config.data.size // down)  # generated images are as large as the data's
+    base.unet.register_to_config(sample_size=config.data.size // base.down)  # generated images are as large as the data's
     return base, sha256
 
 
@@ -291,10 +311,11 @@ def build_tiny(corpus: Sequence[str], folder: Path, size: int = 64, seed: int = 
 class Denoiser(nn.Module):
     """What is trained: UNet, text encoder and conditioner in one module, so that one wrapper (DDP) covers them."""
 
-    def __init__(self, base: Diffusion, conditioner: nn.Module, columns: Sequence[int] | None = None):
+    def __init__(self, base: Diffusion, conditioner: nn.Module, columns: Sequence[int] | None = None, precision: str = "no"):
         super().__init__()
         self.unet, self.text_encoder, self.conditioner = base.unet, base.text_encoder, conditioner
         self.columns = columns  # which attributes the conditioner sees; None: all
+        self.precision = precision  # in which images are drawn: TrainConfig.precision
 
     def encoded(self, attributes: Tensor) -> Tensor:
         return attributes if self.columns is None else attributes[:, list(self.columns)]
@@ -329,7 +350,8 @@ class Denoiser(nn.Module):
 def trainable(model: Denoiser, config: TrainConfig) -> dict[str, nn.Parameter]:
     """Freeze everything but what `config.trained` names, and the conditioner; {name: parameter} of the rest.
 
-    With `lora_rank` > 0 the UNet is frozen and low-rank adapters on its attention projections are trained.
+    With `lora_rank` > 0 the UNet is frozen and low-rank adapters on its attention projections are trained. The model
+    remembers the precision.
     """
     known = {"unet", "text_encoder"}
     if odd := set(config.trained) - known:
@@ -342,6 +364,7 @@ def trainable(model: Denoiser, config: TrainConfig) -> dict[str, nn.Parameter]:
             torch.default_generator.manual_seed(0)
             rank = config.lora_rank
             model.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=projections))
+    model.precision = config.precision
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

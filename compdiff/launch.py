@@ -68,7 +68,7 @@ def generate(job: Job, accelerator: Accelerator) -> str:
     data = datasets.load(folder.data)
     base, checkpoint = diffusion.load_for(folder, c)
     if method == sample.UNTRAINED:
-        model, named = Denoiser(base, NoConditioner(base.d_ctx), []), data.schema.names
+        model, named = Denoiser(base, NoConditioner(base.d_ctx), [], c.train.precision), data.schema.names
     else:
         model, parts = methods.restore(method, folder.train(method), base, data.schema, c)
         named, checkpoint = parts.named, record.sha256_file(folder.train(method) / "weights.safetensors")

@@ -22,6 +22,7 @@ from compdiff.datasets import Data
 from compdiff.devices import on_accelerator
 from compdiff.diffusion import Denoiser, Diffusion, step_back
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # precision -> type of products under autocast; weights stay
 LABEL = "synthetic image, not a patient"
 UNTRAINED = "untrained"  # control: the base itself, text prompts without training
 
@@ -39,12 +40,20 @@ def sample(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attrib
 
     text [B, T] ids or [B, T, d_ctx], empty [T] or [T, d_ctx], attributes [B, K] -> grey uint8 images [B, S, S]. The
     null context is the empty prompt with all-zero demographic tokens. `extra` [B, ...]: what the
-    model's `predict` needs besides, the same in both branches (a condition picture).
+    model's `predict` needs besides, the same in both branches (a condition picture). Model and decoder work in
+    `model.precision`, the solver in float32.
     """
     model.eval()
     model.unet.to(memory_format=torch.channels_last)  # a tenth faster; training gains nothing by it
-    with on_accelerator(model, base.vae) as device:
+    with on_accelerator(model, base.vae) as device, in_precision(model.precision, device):
         return base.decode(_denoise(model, base, text, empty, attributes, seeds, config, extra, device))
+
+
+def in_precision(name: str, device: torch.device) -> torch.autocast:
+    """Context of the setting `precision`, which changes nothing for "no". ValueError for one that is unknown."""
+    if name != "no" and name not in DTYPES:
+        raise ValueError(f"unknown precision {name!r}; known: no, {', '.join(DTYPES)}")
+    return torch.autocast(device.type, DTYPES.get(name), enabled=name != "no")
 
 
 def _denoise(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attributes: Tensor, seeds: list[int],
@@ -66,9 +75,9 @@ def _denoise(model: Denoiser, base: Diffusion, text: Tensor, empty: Tensor, attr
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(z, t)
         if config.guidance == 1.0:
-            prediction = model.predict(scaled, t, context, **extra)
+            prediction = model.predict(scaled, t, context, **extra).float()
         else:
-            unconditional, conditional = model.predict(torch.cat([scaled, scaled]), t, both, **twice).chunk(2)
+            unconditional, conditional = model.predict(torch.cat([scaled, scaled]), t, both, **twice).float().chunk(2)
             prediction = unconditional + config.guidance * (conditional - unconditional)
         z = step_back(scheduler, prediction, t, z, generators)
     return z
@@ -88,7 +97,7 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
     if not rows["id"].is_unique:
         raise ValueError(f"{folder}: two rows share the id {rows['id'][rows['id'].duplicated()].iloc[0]!r}")
     hashes = [hashlib.sha256(v.numpy().tobytes()).hexdigest() for _, v in sorted(extra.items())]
-    made_of = record.sha256_json([checkpoint, method, seed, config.solver, config.sample_steps, config.guidance,
+    made_of = record.sha256_json([checkpoint, method, seed, config.solver, config.sample_steps, config.guidance, model.precision,
                                   rows["id"].tolist(), prompts, np.asarray(attributes).tolist(), code(), hashes])  # fmt: skip
     table = rows.assign(prompt=prompts, seed=[image_seed(seed, i) for i in rows["id"]], method=method, checkpoint=checkpoint)
     files = [folder / "images" / f"{i}.png" for i in table["id"]]

@@ -12,7 +12,7 @@ import tiny
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-from compdiff import base, diffusion, record
+from compdiff import base, controlnet, diffusion, record
 from compdiff.attributes import SCHEMAS
 from compdiff.interfaces import NoConditioner
 
@@ -88,11 +88,16 @@ def test_pickled_weights_are_refused_unread(folder, part, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_the_unets_hash_is_checked(tiny_root):
-    right = record.sha256_file(tiny_root / "base" / "unet" / "diffusion_pytorch_model.safetensors")
-    diffusion.load(str(tiny_root / "base"), sha256=right)
-    with pytest.raises(ValueError, match=f"have sha256 {right}, expected 1234"):
-        diffusion.load(str(tiny_root / "base"), sha256="1234")
+def test_the_hash_of_the_unet_or_of_the_whole_folder_is_checked(folder):
+    unet, whole = record.sha256_file(folder / diffusion.WEIGHTS[-1]), diffusion.fingerprint(folder)
+    for right in (unet, whole):
+        diffusion.load(str(folder), sha256=right)
+    with pytest.raises(ValueError, match=f"have sha256 {unet}, the whole folder {whole}, expected 1234"):
+        diffusion.load(str(folder), sha256="1234")
+    (folder / "tokenizer" / "more.txt").write_text("")
+    diffusion.load(str(folder), sha256=unet)
+    with pytest.raises(ValueError, match=f"expected {whole}"):
+        diffusion.load(str(folder), sha256=whole)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "demo", "paper"])
@@ -216,14 +221,45 @@ def test_images_go_to_the_model_and_back():
 
 def test_moments_are_cached_not_one_sample(loaded):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
-    moments = loaded.moments(images, batch=2)
+    moments = loaded.moments(images)
     with torch.no_grad():
         q = loaded.vae.encode(diffusion.to_model(images, 1)).latent_dist
     noise, scale = torch.randn(3, 4, 8, 8), loaded.vae.config.scaling_factor
     assert torch.allclose(loaded.latents(moments), scale * q.mean, atol=1e-5)
     assert torch.allclose(loaded.latents(moments, noise), scale * (q.mean + q.std * noise), atol=1e-5)
-    decoded = loaded.decode(loaded.latents(moments), batch=2)
+    decoded = loaded.decode(loaded.latents(moments))
     assert np.array_equal(decoded, diffusion.to_images(loaded.vae.decode(q.mean).sample.detach()))
+
+
+@pytest.mark.parametrize("form", [lambda base: base, controlnet.stacked], ids=["grey", "stacked"])
+def test_the_vae_works_in_slices_that_change_nothing(loaded, monkeypatch, form):
+    model, seen = form(loaded), []
+    shape = (5, 32, 32) if model.vae.config.in_channels == 1 else (5, 32, 32, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    moments = model.moments(images)
+    decoded = model.decode(model.latents(moments))
+    assert decoded.shape == shape
+    for name in ("encode", "decode"):
+        whole = getattr(model.vae, name)
+        monkeypatch.setattr(model.vae, name, lambda x, whole=whole: seen.append(len(x)) or whole(x))
+    monkeypatch.setattr(diffusion, "VAE_PIXELS", 2 * 32 * 32 + 1)
+    assert torch.allclose(model.moments(images), moments, atol=1e-5)
+    assert np.abs(model.decode(model.latents(moments)).astype(int) - decoded).max() <= 1
+    assert seen == [2, 2, 1] * 2
+    monkeypatch.setattr(diffusion, "VAE_PIXELS", 7)
+    model.moments(images[:2])
+    assert seen[6:] == [1, 1], "one image at a time, however large"
+
+
+def test_a_slice_is_64_small_images_and_four_of_the_papers():
+    assert [diffusion.at_once(side) for side in (32, 64, 128, 256, 512, 768, 2048)] == [64, 64, 64, 16, 4, 1, 1]
+
+
+def test_images_that_are_no_numbers_are_not_drawn(loaded):
+    z = torch.zeros(2, 4, 8, 8)
+    z[1, 0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="hold NaN or infinity: set PRECISION=no"):
+        loaded.decode(z)
 
 
 def test_zeroed_tokens_and_context_shape(loaded):

@@ -109,6 +109,37 @@ def test_without_guidance_prompt_and_attributes_do_not_matter(made):
     assert grey_levels(draw(made, [0], config), draw(made, [0], config, attributes=ATTRIBUTES[::-1].copy())) <= 1
 
 
+# --- precision -------------------------------------------------------------------------------------------------------
+def test_images_are_drawn_in_the_models_precision_and_the_solver_in_float32(made, monkeypatch):
+    model, base = made
+    plain, products, solved, step = draw(made, [0, 1, 2]), [], [], sample.step_back
+    kinds = lambda v, z: solved.extend([v.dtype, z.dtype])  # noqa: E731
+    monkeypatch.setattr(sample, "step_back", lambda s, v, t, z, g: kinds(v, z) or step(s, v, t, z, g))
+    parts = base.unet.conv_in, base.unet.conv_out, base.vae.decoder.conv_out
+    hooks = [part.register_forward_hook(lambda m, given, out: products.append(out.dtype)) for part in parts]
+    try:
+        assert np.array_equal(draw(made, [0, 1, 2]), plain) and set(products) == {torch.float32}
+        products.clear()
+        monkeypatch.setattr(model, "precision", "bf16")
+        mixed = draw(made, [0, 1, 2])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert set(products) == {torch.bfloat16} and set(solved) == {torch.float32}
+    assert 0 < np.abs(mixed.astype(int) - plain).mean() < 3
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    monkeypatch.setattr(model, "precision", "fp8")
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; known: no, bf16, fp16"):
+        draw(made, [0])
+
+
+def test_a_restored_model_draws_in_the_precision_of_its_training(tiny_root, tmp_path):
+    tiny.fit(tiny_root, "text", tmp_path, steps=1)
+    for precision in ("no", "bf16"):
+        config, base = tiny.config(tiny_root, precision=precision), diffusion.load(str(tiny_root / "base"))
+        assert methods.restore("text", tmp_path, base, SCHEMAS["chest"], config)[0].precision == precision
+
+
 # --- sets on disk ----------------------------------------------------------------------------------------------------
 ROWS = pd.DataFrame({"id": [f"p{i}" for i in range(5)], "age": "18-40"})
 
@@ -173,6 +204,13 @@ def test_an_edit_of_what_draws_makes_them_anew(made, tmp_path, counted, monkeypa
     generate(made, tmp_path)
     original = record.source_sha256
     monkeypatch.setattr(record, "source_sha256", lambda p: original(p) + "edited" * (p.name == edited))
+    generate(made, tmp_path)
+    assert sum(counted) == 10
+
+
+def test_another_precision_makes_them_anew(made, tmp_path, counted, monkeypatch):
+    generate(made, tmp_path)
+    monkeypatch.setattr(made[0], "precision", "bf16")
     generate(made, tmp_path)
     assert sum(counted) == 10
 

@@ -180,15 +180,14 @@ def test_the_whole_path_images_training_export_images(folder, tmp_path, lora):
 
 
 # --- the benchmark ----------------------------------------------------------------------------------------------------
-def test_the_gpu_benchmark_measures_every_case(tmp_path):
+@pytest.mark.parametrize(("only", "whose"), [
+    ("training, lora", ["ours, cached latents and text", "plain, encode every step", "plain, cached latents"]),
+    ("sampling, dpm++", ["ours", "diffusers' pipeline"])])  # fmt: skip
+def test_the_gpu_benchmark_measures_every_case(tmp_path, only, whose):
     BENCH.main(["--narrow", "--device", "cpu", "--batches", "2", "--steps", "1", "--warm", "1", "--images", "1",
-                "--out", str(tmp_path / "gpu.csv"), "--only", "training, lora"])  # fmt: skip
+                "--out", str(tmp_path / "gpu.csv"), "--only", only])  # fmt: skip
     table = pd.read_csv(tmp_path / "gpu.csv")
-    assert table["whose"].tolist() == [
-        "ours, cached latents and text",
-        "plain, encode every step",
-        "plain, cached latents",
-    ]
+    assert table["whose"].tolist() == whose
     assert (table["images_per_s"] > 0).all() and {"device", "command", "torch", "flop_utilisation"} <= set(table)
 
 
