@@ -163,8 +163,7 @@ def painted(value: Mapping | None, size: int) -> np.ndarray:
 
 def mask_controls(examples: Sequence[masks.Example]) -> tuple[gr.Gallery, gr.ImageEditor, gr.UploadButton]:
     """Masks to take, one to paint on, and a file of one's own."""
-    named = [f"{e.row['findings']}, EF {masks.measured(e.mask)['ejection fraction']:.2f}" for e in examples]
-    pictures = [(masks.to_grey(e.mask, 2), name) for e, name in zip(examples, named, strict=True)]
+    pictures = [(masks.to_grey(e.mask, 2), e.name) for e in examples]
     with gr.Row():
         shelf = gr.Gallery(pictures, label="Phantom masks: take one", columns=2, format="png", allow_preview=False,
                            object_fit="contain", height="auto", interactive=False, buttons=[],
@@ -189,6 +188,11 @@ def heart_tab(runs: Sequence[heart_studio.HeartRun], scratch: Path) -> None:
         "wall, 255: right ventricle."
     )
     by_name = {run.name: run for run in runs}
+    try:
+        usual = heart_studio.usual(runs[0]) if runs else Sampling()
+    except Refused as error:
+        gr.Markdown(html.escape(str(error)))
+        return
     if runs:
         which = gr.Dropdown(list(by_name), value=runs[0].name, label="Trained run")
     else:
@@ -198,7 +202,7 @@ def heart_tab(runs: Sequence[heart_studio.HeartRun], scratch: Path) -> None:
     shelf, canvas, upload = mask_controls(examples)
     prompt = gr.Textbox(heart_studio.prompt_of(examples[0].row), label="Prompt", max_length=heart_studio.MAX_PROMPT)
     taken = gr.State(0)  # number of the example whose attributes go to the token, where the model has one
-    how = sampling_controls(20, 4.0)
+    how = sampling_controls(usual.steps, usual.guidance)
     button = gr.Button("Generate", variant="primary")
     said, shown = gr.Markdown(), gallery()
     with gr.Row():

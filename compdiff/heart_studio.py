@@ -93,6 +93,12 @@ def settings(run: HeartRun) -> config.Config:
         raise Refused(f"{run.name}: {error}") from None
 
 
+def usual(run: HeartRun) -> Sampling:
+    """One image, with the steps and the guidance of the run's copied set (notebook 09). Refused: see `settings`."""
+    c = settings(run)
+    return Sampling(steps=c.sample.sample_steps, guidance=c.heart.copy_guidance, n=1)
+
+
 def generate(
     run: HeartRun, mask: np.ndarray, prompt: str, row: Mapping[str, object], sampling: Sampling
 ) -> Iterator[Drawn]:

@@ -29,6 +29,10 @@ class Example:
     mask: np.ndarray  # uint8 [S, S, 3], stacked
     truth: Mapping[str, float]  # parameters without individual scatter; ejection fraction of the mask
 
+    @property
+    def name(self) -> str:
+        return f"{self.row['findings']}, EF {measured(self.mask)['ejection fraction']:.2f}"
+
 
 def examples(size: int = 64, n: int = EXAMPLES) -> list[Example]:
     """Phantom hearts that no model was trained on, healthy and failing ones in turn."""

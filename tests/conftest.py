@@ -44,6 +44,14 @@ def studio_root(tiny_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def heart_root(studio_root, tmp_path_factory):
+    """A copy of it with a ControlNet of hearts."""
+    import tiny
+
+    return tiny.with_heart(shutil.copytree(studio_root, tmp_path_factory.mktemp("heart") / "runs"))
+
+
+@pytest.fixture(scope="session")
 def trees(tmp_path_factory):
     made = {}
     for dataset, kind in [*((d, "") for d in LAYOUTS), ("mimic", "dcm")]:

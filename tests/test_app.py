@@ -1,5 +1,7 @@
 """The page: on this machine only, silent towards others, and in a real browser from the first choice to the image."""
 
+import io
+import json
 import os
 import re
 import subprocess
@@ -17,7 +19,7 @@ from PIL import Image
 pytest.importorskip(
     "gradio", reason="gradio is not installed: make test, or pip install --no-deps -r requirements-app.txt"
 )
-from compdiff import app, masks
+from compdiff import app, heart_studio, masks, record, studio
 
 # Runs the page in a process whose every connection and name look-up is written down.
 WATCHED = """
@@ -49,10 +51,10 @@ def started(folder, *words):
 
 
 @pytest.fixture(scope="module")
-def served(studio_root, tmp_path_factory):
-    """A page over a tiny run: (process, address, folder)."""
+def served(heart_root, tmp_path_factory):
+    """A page over tiny runs of chest and heart: (process, address, folder)."""
     folder = tmp_path_factory.mktemp("page")
-    process, address = started(folder, f"RUNS={studio_root}", f"BASE={studio_root / 'base'}")
+    process, address = started(folder, f"RUNS={heart_root}", f"BASE={heart_root / 'base'}")
     yield process, address, folder
     process.terminate()
     assert process.wait(browser.PATIENCE) == 0
@@ -126,6 +128,32 @@ def test_a_large_upload_is_refused_by_the_server(served):
             assert refused and error.code == 413
 
 
+def test_one_job_runs_at_a_time_and_tells_how_far_it_is(served):
+    with urllib.request.urlopen(f"{served[1]}config") as answer:
+        config = json.load(answer)
+    parts = {c["id"]: c["props"] for c in config["components"]}
+    jobs, session = {d["api_name"]: d for d in config["dependencies"]}, "two jobs"
+
+    def join(name, **values):
+        data = [values.get(parts[i].get("label"), parts[i].get("value")) for i in jobs[name]["inputs"]]
+        body = json.dumps({"fn_index": jobs[name]["id"], "session_hash": session, "data": data}).encode()
+        ask = urllib.request.Request(f"{served[1]}gradio_api/queue/join", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(ask) as answer:
+            return json.load(answer)["event_id"]
+
+    first, second = join("draw", Steps=20, Images=8), join("draw_1", **{"The mask, to paint on": None})  # chest, heart
+    with urllib.request.urlopen(f"{served[1]}gradio_api/queue/data?session_hash=two%20jobs", timeout=browser.PATIENCE) as stream:
+        heard = [json.loads(line[6:]) for line in stream if line.startswith(b"data: ")]
+    order = [(m["event_id"], m["msg"]) for m in heard]
+    ends = [order.index((job, "process_completed")) for job in (first, second)]
+    assert ends[0] < order.index((second, "process_starts")) < ends[1], "the other tab's job waits"
+    assert [heard[k]["success"] for k in ends] == [True, False], "the second has no mask"
+    told = [m["progress_data"][0] for m in heard if (m["event_id"], m["msg"]) == (first, "progress")]
+    done = [t["index"] for t in told]
+    assert done == sorted(done) and done[0] == 0 < done[-1] <= 16 and {(t["length"], t["unit"]) for t in told} == {(16, "images")}
+    assert (told[0]["desc"], told[-1]["desc"]) == ("loading the model", "drawing")
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", app.__file__, "../README.md"])
 def test_files_of_this_machine_are_not_served(served, path):
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -147,6 +175,12 @@ def test_without_a_run_the_page_says_what_to_do(tmp_path):
         and "make paper DATASETS=cardiac" in told
     )
     assert told.count("make smoke") >= 1
+
+
+def test_a_heart_without_a_run_is_refused_in_words(tmp_path):
+    (draw,) = [f for f in app.page(tmp_path, str(tmp_path)).fns.values() if f.name == "draw"]
+    with pytest.raises(app.gr.Error, match="No trained heart model here"):
+        draw.fn({c: getattr(c, "value", None) for c in draw.inputs})
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
@@ -179,6 +213,31 @@ def test_choose_generate_and_see_the_image(at_page, served, tmp_path):
     assert {re.match(r"\w+://([^:/]*)", a)[1] for a in at_page.asked if a.startswith(("http", "ws"))} <= HERE
 
 
+def test_generate_a_heart_and_see_its_frames(at_page, served, heart_root):
+    tab(at_page, "Heart")
+    at_page.click("button", "Generate")
+    shown = "document.querySelectorAll('.drawn img').length === 6"
+    at_page.wait(f"{shown} || !!document.querySelector('.toast-body')")
+    assert at_page.js(shown), at_page.text() + (served[2] / "page.log").read_text()
+    example, (run,) = masks.examples()[0], heart_studio.trained_runs(str(heart_root), base=str(heart_root / "base"))
+    prompt, mask = heart_studio.prompt_of(example.row), masks.from_grey(masks.to_grey(example.mask), 32)
+    how = studio.Sampling(0, 2, 1.5, 2)  # steps and guidance of the run's copied set
+    weights = record.sha256_file(run.folder.train("control") / "all" / "weights.safetensors")
+    drawn = list(heart_studio.generate(run, mask, prompt, example.row, how))
+    expected = [pair for one in drawn for pair in heart_studio.frames(one.image).items()]
+    sources = at_page.js("[...document.querySelectorAll('.drawn img')].map(i => i.src)")
+    for number, ((name, frame), source) in enumerate(zip(expected, sources, strict=True)):
+        with urllib.request.urlopen(source) as answer, Image.open(io.BytesIO(answer.read())) as image:
+            image.load()
+        about = {"Description": "synthetic, not a patient", "Run": run.name, "Prompt": prompt, "Sampling": str(how),
+                 "Image": str(number // 3), "Weights": weights}  # fmt: skip
+        assert image.format == "PNG" and image.text == about
+        seen = np.asarray(image)[: 8 * 32 : 8, ::8].astype(int)  # 32 pixels, enlarged to 256
+        assert np.abs(seen - (frame if name == "stacked" else frame[..., None])).max() <= 1
+        assert np.asarray(image)[image.width :].std() > 10, "the mark is in the margin"
+    assert f"{run.name}: “{prompt}”" in at_page.text().replace("\n", " ")
+
+
 def test_what_cannot_be_done_is_said_on_the_page(at_page):
     tab(at_page, "Fundus")
     at_page.wait("document.body.innerText.includes('No trained model of fundus here')")
@@ -191,7 +250,6 @@ def test_what_cannot_be_done_is_said_on_the_page(at_page):
 
 def test_a_hostile_upload_is_refused_and_a_good_one_taken(at_page, tmp_path):
     tab(at_page, "Heart")
-    assert "No trained heart model here" in at_page.text()
     at_page.wait(f"!!document.querySelector({UPLOAD!r})")
     (tmp_path / "page.png").write_bytes(b"<html><script>document.title = 'mine'</script>")
     at_page.upload(UPLOAD, tmp_path / "page.png")
@@ -205,8 +263,6 @@ def test_a_hostile_upload_is_refused_and_a_good_one_taken(at_page, tmp_path):
     at_page.upload(UPLOAD, tmp_path / "good.png")
     asked = masks.measured(masks.examples()[1].mask)["ejection fraction"]
     at_page.wait(f"/asked for by the mask[^]*ejection fraction\\s+{asked:.3g}/.test(document.body.innerText)")
-    at_page.click("button", "Generate")
-    toast(at_page, "No trained heart model here")
     page = Path(os.environ.get("SCREENSHOTS", tmp_path)) / "heart.png"
     at_page.screenshot(page)
     assert page.stat().st_size > 10_000

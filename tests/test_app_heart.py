@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from compdiff import base as bases
-from compdiff import config, controlnet, diffusion, heart_studio, masks, record
+from compdiff import controlnet, diffusion, heart_studio, masks, record
 from compdiff.config import SampleConfig
 from compdiff.interfaces import NoConditioner
 from compdiff.request import Refused
@@ -97,26 +98,13 @@ def test_only_finished_controlnets_are_found(tmp_path):
 
 
 # --- a trained one ----------------------------------------------------------------------------------------------------
-DIALS = dict(size=32, steps=2, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18, test_hearts=6, folds=3,
-             variants=1, sample_steps=2, prevalence=0.4, d_node=8, aux_hidden=8)  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["prompt", "token"])
 def trained(request, tmp_path_factory):
     """A ControlNet of two steps where notebook 09 leaves it, with and without the token."""
-    cohorts, models = pytest.importorskip("compdiff.cardiac_cohorts"), pytest.importorskip("compdiff.cardiac_models")
     root = tmp_path_factory.mktemp("hearts")
-    diffusion.build_tiny(bases.corpus(), root / "tokenizer", size=32, width=16).save(root / "source")
-    dials = DIALS | {"token": request.param}
-    c = config.settings("smoke", "cardiac", base=str(root / "source"), **dials)
-    run = heart_studio.HeartRun(str(root), "smoke", "cardiac", 0, "all", str(root / "source"))
-    studies, place = cohorts.studies("cardiac", "", c), run.folder.seed / "base" / "all"
-    fold = cohorts.folds(studies.table, "heart failure", 3, ("sex",), seed=0)[0]
-    models.adapt(studies, fold.train, fold.val, c, place)
-    models.fit(studies, fold.train, fold.val, place, run.folder.train("control") / "all", c, seed=0)
-    sent = {"parameters": {"overrides": dials | {"base": "source"}}}
-    record.write_json(run.folder.executed / "09_cardiac_generation.run.json", sent)
-    return run
+    diffusion.build_tiny(bases.corpus(), root / "tokenizer", size=32, width=16).save(root / "base")
+    tiny.with_heart(root, request.param)
+    return heart_studio.HeartRun(str(root), "smoke", "cardiac", 0, "all", str(root / "base"))
 
 
 def test_a_trained_controlnet_is_found_and_draws(trained, examples):
@@ -138,3 +126,10 @@ def test_a_trained_controlnet_is_found_and_draws(trained, examples):
     assert same != heart_studio.settings(trained).heart.token, (
         "another patient's attributes count where there is a token"
     )
+
+
+def test_the_page_starts_where_the_copied_set_was_drawn(trained, tmp_path):
+    usual = heart_studio.usual(trained)
+    assert (usual.steps, usual.guidance) == (tiny.HEART["sample_steps"], tiny.HEART["copy_guidance"])
+    for profile, guidance in (("demo", 1.5), ("paper", 4.0)):  # no record: the profile's own
+        assert heart_studio.usual(heart_studio.HeartRun(str(tmp_path), profile, "cardiac", 0, "all")).guidance == guidance

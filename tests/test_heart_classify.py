@@ -171,3 +171,46 @@ def test_thresholds_come_from_the_networks_own_validation_patients():
     test = pd.DataFrame({"fold": [1, 0, 1], "part": "test", "row": [7, 5, 6], "y": 0, "p": 0.0})
     parts = [val.assign(fold=0, part="val", row=-1), val.assign(fold=1, part="val", row=-1, p=val["p"] - 0.5), test]
     assert heart_classify.cuts([pd.concat(parts)])[0] == pytest.approx([0.75, 0.25, 0.25])
+
+
+def test_folds_whose_patients_the_generator_has_seen_are_left_out(studies, folds):
+    (own,) = cardiac_cohorts.generators(folds)
+    assert all(set(f.val) & set(own.train) for f in folds if f is not own), "it learnt from who validates there"
+    assert heart_classify.taken(folds) == [own]
+    alone = cardiac_cohorts.folds(studies.table.drop(columns="cohort"), LABEL, 3, ("sex",), seed=0)
+    assert heart_classify.taken(alone) == alone
+
+
+class Counter(torch.nn.Module):
+    """A network that learns nothing and counts the bright pixels of every picture that it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, x):
+        self.seen += (x > 0).flatten(1).sum(1).tolist() if self.training else []
+        return self.weight * x.flatten(1)[:, :1]
+
+
+@pytest.mark.parametrize("clip, most", [(0.01, 1), (0.5, 4.5), (1.0, 9)])
+def test_drawn_shares_of_several_sensitive_attributes(clip, most, tmp_path, monkeypatch):
+    c = config.settings("smoke", "cardiac", hearts=180, test_hearts=10, prevalence=0.4, size=32, sensitive=["sex", "age"],
+                        classifier_steps=250, classifier_clip=clip)  # fmt: skip
+    studies = cardiac_cohorts.studies("cardiac", "", c)
+    folds = cardiac_cohorts.folds(studies.table, LABEL, 3, ("sex",), seed=0)
+    who = (studies.table["sex"] + " " + studies.table["age"]).to_numpy()
+    names, kind = np.unique(who, return_inverse=True)
+    images = np.zeros((len(who), 32 * 32), dtype=np.uint8)
+    for image, k in zip(images, kind, strict=True):
+        image[: 100 * (k + 1)] = 255  # a group's pictures show its number, wherever they are shifted
+    counter, images = Counter(), images.reshape(-1, 32, 32)
+    monkeypatch.setattr(heart_classify, "build", lambda *_: counter)
+    for sampling in heart_classify.SAMPLINGS:
+        counter.seen.clear()
+        heart_classify.carry_out(Run("slice", "real", sampling, 0), studies, folds, {}, images, tmp_path, c, seed=0)
+        n = np.bincount(kind[folds[0].train], minlength=len(names))
+        worth = n if sampling == "as found" else np.minimum(1, n / most)  # clipped: a row counts 1 / most at the most
+        drawn = np.bincount(np.rint(np.array(counter.seen) / 100).astype(int) - 1, minlength=len(names))
+        assert len(names) > 4 and n.min() < 4.5 < 9 < n.max() and drawn.sum() == 250 * heart_classify.BATCH
+        np.testing.assert_allclose(drawn / drawn.sum(), worth / worth.sum(), atol=4 * 0.5 / drawn.sum() ** 0.5)

@@ -1,10 +1,13 @@
 """The cardiac report says what the numbers say: verdicts, gates, what is missing and what cannot be concluded."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from compdiff import cardiac, faithful, heart_fairness, heart_report, plots_heart, readme, record, rendering
+from compdiff.attributes import AGE, SEX, Attribute, Schema
 from compdiff.heart_fairness import MAIN
 from compdiff.heart_report import EJECTION, GAIN
 
@@ -53,6 +56,8 @@ def test_the_report_states_whether_augmentation_helped(tables):
     listed = lines[lines.index(first) + 2]
     assert listed.startswith("- balanced accuracy of the worst group by sex changed from") and "helped" in listed
     assert f"{len(changes)} comparisons" in text and "exploratory" in text
+    assert "on 1 of 3 folds and judged on the test cohort" in text
+    assert "on each of 5 folds and their predictions pooled" in heart_report.folds_line(5, 5)
     assert "120 test phantoms, 48 with heart failure" in text and "phantoms: no number says anything" in text
     assert "cine, synthetic: no frames" in text and "floor" in text
     back = changes.assign(value=-changes["value"], lo=-changes["hi"], hi=-changes["lo"], verdict="harmed")
@@ -70,6 +75,29 @@ def test_a_ceiling_is_named(tables):
     few = heart_report.change_lines(changes.assign(repeats=2))
     assert "2 repeats: too few" in few[0] and "too few" not in heart_report.change_lines(changes)[0]
     assert all("overall changed" in line for line in few), "without a verdict only everybody is told, a line for each"
+
+
+SUNNYBROOK = {("18-40", "Male"): (1, 2), ("40-60", "Male"): (9, 3), ("60-80", "Male"): (7, 7), ("80+", "Male"): (2, 1),
+              ("40-60", "Female"): (0, 4), ("60-80", "Female"): (4, 3), ("80+", "Female"): (1, 1)}  # fmt: skip
+
+
+def test_the_few_are_named_with_how_few_of_them_are_ill():
+    """Counts of the Sunnybrook data: 45 patients (ill, well), 24 of them ill, five of these women."""
+    rows = [{"age": age, "sex": sex, "pathology": "failing" if ill else "other", "y_heart failure": int(ill)}
+            for (age, sex), (n, well) in SUNNYBROOK.items() for ill in [True] * n + [False] * well]  # fmt: skip
+    schema = Schema((AGE, SEX, Attribute("pathology", ("failing", "other"))))
+    studies = replace(cardiac.phantom_studies(2, "test", seed=0), schema=schema, table=pd.DataFrame(rows))
+    masks = heart_fairness.group_masks(studies, np.arange(45))
+    y = studies.table["y_heart failure"].to_numpy()
+    judged = heart_fairness.judge(y, np.random.default_rng(0).random((5, 45)), masks, 50, seed=0)
+    own = {"input": "stacked", "source": "real", "sampling": "as found"}
+    text = "\n".join(heart_report.limits(pd.DataFrame([own | row for row in heart_fairness.rate_rows(judged, masks)])))
+    assert "sex Female (13 patients, 5 with heart failure)" in text
+    assert "Female with heart failure: 5." in text and "Male with heart failure" not in text, "19 men are"
+    assert "- 7 of 7 intersections of two attributes are too small to judge, fewest ill first: age x sex 40-60 Female (4" in text
+    assert all(f"age x sex {age} {sex} ({n + well} patients, {n} with heart failure)" in text
+               for (age, sex), (n, well) in SUNNYBROOK.items()), "every intersection with its own counts"  # fmt: skip
+    assert "pathology" not in text, "a diagnosis has no rates of its own: all of its patients are ill, or none"
 
 
 def test_the_matrix_says_which_group_is_closest():

@@ -18,11 +18,13 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from compdiff import base, checkpoint, datasets, diffusion, latents, methods, paths, record, train
+from compdiff import base, cardiac_cohorts, cardiac_models, checkpoint, datasets, diffusion, latents, methods, paths, record, train
 from compdiff.config import DataConfig, settings
 
 DIALS = dict(steps=8, batch=4, microbatch=4, d_node=16, aux_hidden=16, time_window=4, restarts=1, raw_samples=4,
              train_n=24, val_n=8, test_per_cell=1, validate_every=0.25, checkpoint_every=0.25)  # fmt: skip
+HEART = dict(size=32, steps=2, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18, test_hearts=6, folds=3,
+             variants=1, sample_steps=2, copy_guidance=1.5, prevalence=0.4, d_node=8, aux_hidden=8)  # fmt: skip
 
 
 def config(root, method="", **values):
@@ -70,6 +72,19 @@ def with_models(root):
         record.write_json(folder.executed / f"{stage}.run.json", sent)
     folder.train("flat").mkdir()
     (folder.train("flat") / "weights.safetensors").touch()
+    return root
+
+
+def with_heart(root, token=False):
+    """Train a ControlNet of hearts for two steps where notebook 09 would, on the base below `root`, with its record."""
+    folder, dials = paths.RunFolder(str(root), "smoke", "cardiac", 0), HEART | {"token": token}
+    c = settings("smoke", "cardiac", base=str(root / "base"), **dials)
+    studies, place = cardiac_cohorts.studies("cardiac", "", c), folder.seed / "base" / "all"
+    fold = cardiac_cohorts.folds(studies.table, "heart failure", 3, ("sex",), seed=0)[0]
+    cardiac_models.adapt(studies, fold.train, fold.val, c, place)
+    cardiac_models.fit(studies, fold.train, fold.val, place, folder.train("control") / "all", c, seed=0)
+    sent = {"parameters": {"overrides": dials | {"base": "base"}}}
+    record.write_json(folder.executed / "09_cardiac_generation.run.json", sent)
     return root
 
 
