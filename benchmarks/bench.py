@@ -36,6 +36,8 @@ TRAINING = {  # row -> method, and what differs from the profile's settings
     "text": ("text", {}),
     "hcn": ("hcn", {}),
     "text, frozen text encoder": ("text", {"trained": ("unet",)}),
+    "hcn, compiled": ("hcn", {"compile": True}),
+    "text, frozen text encoder, compiled": ("text", {"trained": ("unet",), "compile": True}),
 }
 PAPERS = ("ddpm", 75)  # solver and steps
 RESAMPLES = 1000
