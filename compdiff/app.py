@@ -32,12 +32,8 @@ from compdiff.request import FOR_MAKE, Refused
 from compdiff.studio import Sampling, TrainedRun
 
 HOST = "127.0.0.1"
-WORDS = {
-    "RUNS": "folder with the runs",
-    "BASE": "folder of the base that they were trained on",
-    "DATA_ROOT": "folder of the real hearts that they were trained on",
-    "PORT": "of the page",
-}
+WORDS = {"RUNS": "folder with the runs", "BASE": "folder of the base that they were trained on",
+         "DATA_ROOT": "folder of the real hearts that they were trained on", "PORT": "of the page"}  # fmt: skip
 ALWAYS = ("chest", "fundus")  # tabs that stand there without a run, too
 ONE_JOB = {"concurrency_id": "one job", "concurrency_limit": 1}
 MASK, TIMES = 64, 4  # pixels of a mask, and of each of them on the canvas
@@ -181,6 +177,15 @@ def mask_controls(examples: Sequence[masks.Example]) -> tuple[gr.Gallery, gr.Ima
     return shelf, canvas, upload
 
 
+def which_heart(runs: Sequence[heart_studio.HeartRun]) -> tuple[gr.Dropdown | gr.State, Sampling]:
+    """The choice of a run, and how the first one's copied set was drawn; without a run, how to train one."""
+    if not runs:
+        gr.Markdown(heart_studio.NOTHING_TRAINED)
+        return gr.State(""), Sampling()
+    usual = heart_studio.usual(runs[0])
+    return gr.Dropdown([run.name for run in runs], value=runs[0].name, label="Trained run"), usual
+
+
 def heart_tab(runs: Sequence[heart_studio.HeartRun], scratch: Path) -> None:
     """A mask from the gallery, from a file or painted, and a prompt; stacked image, ED and ES."""
     gr.Markdown(
@@ -189,15 +194,10 @@ def heart_tab(runs: Sequence[heart_studio.HeartRun], scratch: Path) -> None:
     )
     by_name = {run.name: run for run in runs}
     try:
-        usual = heart_studio.usual(runs[0]) if runs else Sampling()
+        which, usual = which_heart(runs)
     except Refused as error:
         gr.Markdown(html.escape(str(error)))
         return
-    if runs:
-        which = gr.Dropdown(list(by_name), value=runs[0].name, label="Trained run")
-    else:
-        gr.Markdown(heart_studio.NOTHING_TRAINED)
-        which = gr.State("")
     examples = masks.examples(MASK)
     shelf, canvas, upload = mask_controls(examples)
     prompt = gr.Textbox(heart_studio.prompt_of(examples[0].row), label="Prompt", max_length=heart_studio.MAX_PROMPT)
