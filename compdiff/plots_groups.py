@@ -129,7 +129,7 @@ def cell_heat_map(results: pd.DataFrame, schema: Schema, counts: Mapping[str, in
     sizes = here.loc[(here["metric"] == metric) & here["method"].isin(values) & here["value"].notna(), "n"]
     small = f" (below {MIN_IMAGES}: a hint, no claim)" if sizes.min() < MIN_IMAGES else ""
     fig.suptitle(f"{label} of every cell, synthetic against {kind}\nn = {number_of_images(sizes)} images a cell{small}; "
-                 "framed: in no training image", fontsize=8)  # fmt: skip
+                 "framed: held out", fontsize=8)  # fmt: skip
     return fig
 
 

@@ -52,7 +52,7 @@ def uncertainty(frame: pd.DataFrame | None, held_out: Sequence[str], kind: str, 
     fig = figure(COLUMN, 2.4)
     ax = fig.subplots()
     out = frame["name"].isin(held_out)
-    ax.scatter(frame["train_n"][~out], frame["sigma"][~out], s=14, color=PALETTE[0], label="seen in training", lw=0)
+    ax.scatter(frame["train_n"][~out], frame["sigma"][~out], s=14, color=PALETTE[0], label="not held out", lw=0)
     ax.scatter(frame["train_n"][out], frame["sigma"][out], s=18, fc="none", ec=PALETTE[3], label="held out", lw=1)
     ax.set_xscale("symlog", linthresh=1)
     top = max(10, int(frame["train_n"].max()))
