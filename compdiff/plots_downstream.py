@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from compdiff import scores
-from compdiff.frames import TITLES, Item
+from compdiff.frames import TITLES
 from compdiff.plots import COLOUR, GREY, MARKER, PAGE, absent, error, figure, intervals_of, styled
 from compdiff.rendering import number
 from compdiff.stats import jeffreys
@@ -106,10 +106,11 @@ def reliability_bins(y: np.ndarray, p: np.ndarray) -> pd.DataFrame:
 
 
 @styled
-def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], results: pd.DataFrame, kind: str) -> Figure:
+def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], kind: str, seed: int) -> Figure:
     """Predicted probability against the share of positives, one panel per strategy; on the diagonal it is honest.
 
-    tables: of `predictions`, one seed. The ECE beside a curve is the one of the results, where they hold it.
+    tables: of `predictions`, one training seed. The ECE beside a curve is of the same predictions, as notebook 07
+    computes it: in 10 bins of equal width, so that it does not depend on the bins drawn.
     """
     tables = {key: t for key, t in tables.items() if len(t) and labels_of(t)}
     if not tables:
@@ -126,12 +127,13 @@ def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], results: pd.Data
         ax.plot([0, 1], [0, 1], color=GREY, lw=0.6, ls=":")
         said = []
         for method in sorted(own, key=lambda m: list(TITLES).index(m) if m in TITLES else len(TITLES)):
-            bins = reliability_bins(own[method][f"y_{label}"].to_numpy(), own[method][f"p_{label}"].to_numpy(float))
+            y, p = own[method][f"y_{label}"].to_numpy(), own[method][f"p_{label}"].to_numpy(float)
+            bins = reliability_bins(y, p)
             bars = np.clip([bins["value"] - bins["lo"], bins["hi"] - bins["value"]], 0, None)
             look = {"color": COLOUR.get(method, GREY), "marker": MARKER.get(method, "*")}
             handles[method] = ax.errorbar(bins["p"], bins["value"], yerr=bars, lw=0.9, ms=3.5, elinewidth=0.4, **look)
-            said.append((method, ece(results, strategy, method, label)))
-        for i, (method, value) in enumerate(reversed([s for s in said if s[1]])):
+            said.append((method, number(scores.ece(y, p)[0])))
+        for i, (method, value) in enumerate(reversed(said)):
             ax.text(0.98, 0.02 + 0.085 * i, f"ECE {value}", color=COLOUR.get(method, GREY), fontsize=6, ha="right",
                     transform=ax.transAxes)  # fmt: skip
         n = len(next(iter(own.values()))) if own else 0
@@ -140,18 +142,8 @@ def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], results: pd.Data
     for ax in axes.flat[len(strategies) :]:
         ax.axis("off")
     axes[-1, 0].set(xlabel=f"predicted {label}", ylabel="share that has it")
-    fig.suptitle(f"Reliability of classifiers on {kind}: bins of at least {PER_BIN} images, 95 % Jeffreys intervals",
-                 fontsize=8)  # fmt: skip
+    fig.suptitle(f"Reliability of classifiers on {kind}, seed {seed}: bins of at least {PER_BIN} images, "
+                 "95 % Jeffreys intervals", fontsize=8)  # fmt: skip
     fig.legend(handles.values(), [downstream_title(m) for m in handles], loc="outside lower center", ncols=5,
                columnspacing=1)  # fmt: skip
     return fig
-
-
-def ece(results: pd.DataFrame, strategy: str, method: str, label: str) -> str:
-    """The expected calibration error of the results as text, "" where they have none."""
-    for metric in (f"ECE:{label}", "macro ECE"):
-        row = Item("downstream", metric, setting=strategy).of(results, method)
-        if row is not None and pd.notna(row["value"]):
-            return number(row["value"])
-    return ""
-

@@ -20,7 +20,7 @@ from compdiff.rendering import is_inline
 
 SIZE_PANELS = {
     "FID": "FID, raw: biased up,\nmore so in small groups",
-    "FID-matched": "FID, all at n = {n:.0f}:\nthe same bias for all",
+    "FID-matched": "FID, all at n = {n}:\nthe same bias for all",
     "KID": "KID: unbiased,\nnoisier in small groups",
 }
 
@@ -35,6 +35,7 @@ def subgroup_fid(results: pd.DataFrame, kind: str) -> Figure:
     sizes = here[here["metric"] == "KID"].set_index(["method", "group_kind", "group"])["n"]
     here = here[here["value"].notna()]
     keys = frames.trained(here, ("quality",))
+    here = here[here["method"].isin(keys)]  # controls have group sizes of their own, and are not drawn
     metrics = [m for m in SIZE_PANELS if (here["metric"] == m).any()]
     if not keys or not metrics:
         return absent("subgroup FID: not available (no group has enough images)")
@@ -51,7 +52,7 @@ def subgroup_fid(results: pd.DataFrame, kind: str) -> Figure:
             ranks.append(rank_correlation(n[ours], part["value"].to_numpy()[ours]))
         rho = np.nanmean(ranks) if np.isfinite(ranks).any() else np.nan
         said = f"rank correlation with n: {rho:.2f}" if np.isfinite(rho) else "all categories of one size"
-        ax.set_title(SIZE_PANELS[metric].format(n=here.loc[here["metric"] == metric, "n"].min()))
+        ax.set_title(SIZE_PANELS[metric].format(n=number_of_images(here.loc[here["metric"] == metric, "n"])))
         ax.set(xscale="log", ylabel=Item("quality", metric).label(results))
         ax.text(0.98, 0.98, said, ha="right", va="top", fontsize=6.5, transform=ax.transAxes)
         ax.margins(y=0.18)
@@ -104,7 +105,7 @@ def cell_heat_map(results: pd.DataFrame, schema: Schema, counts: Mapping[str, in
     times = 1 if largest >= 10 else 10 if largest >= 1 else 1000  # so that two or three digits say it
     values = {key: times * v for key, v in values.items()}
     columns, lines = 3, -(-(len(values) + 1) // 3)
-    fig = figure(PAGE, 0.55 + (0.75 + 0.19 * schema.sizes[0]) * lines)
+    fig = figure(PAGE, 0.7 + (0.75 + 0.19 * schema.sizes[0]) * lines)
     axes = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
     finite = np.concatenate([v[np.isfinite(v)] for v in values.values()])
     scale = mpl.colors.Normalize(finite.min(), finite.max())
@@ -124,11 +125,11 @@ def cell_heat_map(results: pd.DataFrame, schema: Schema, counts: Mapping[str, in
     label = Item("quality", metric).label(results) + (f" x {times}" if times > 1 else "")
     bar = fig.colorbar(drawn, ax=fig.axes[: lines * columns], shrink=0.6, aspect=30, pad=0.01)
     bar.set_label(f"{label} (lower is better)")
-    here = results[(results["group_kind"] == "cell") & (results["metric"] == metric) & results["value"].notna()]
-    small = f", below {MIN_IMAGES}: a hint, no claim" if here["n"].min() < MIN_IMAGES else ""
-    n = number_of_images(here["n"])
-    fig.suptitle(f"{label} of every cell, synthetic against {kind}, n = {n} images a cell{small}; framed: held out",
-                 fontsize=8)  # fmt: skip
+    here = results[(results["stage"] == "quality") & (results["setting"] == "test") & (results["group_kind"] == "cell")]
+    sizes = here.loc[(here["metric"] == metric) & here["method"].isin(values) & here["value"].notna(), "n"]
+    small = f" (below {MIN_IMAGES}: a hint, no claim)" if sizes.min() < MIN_IMAGES else ""
+    fig.suptitle(f"{label} of every cell, synthetic against {kind}\nn = {number_of_images(sizes)} images a cell{small}; "
+                 "framed: held out", fontsize=8)  # fmt: skip
     return fig
 
 

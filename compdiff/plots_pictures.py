@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from compdiff import galleries
 from compdiff.attributes import Schema
+from compdiff.frames import TITLES
+from compdiff.paths import RunFolder
 from compdiff.plots import GREY, PAGE, figure, styled
+
+RED = "#B03A00"  # names of held-out cells, and of suspected copies
 
 
 # --- the method ---------------------------------------------------------------------------------------------------
@@ -70,9 +77,10 @@ def architecture(schema: Schema) -> Figure:
 
 # --- pictures -----------------------------------------------------------------------------------------------------
 def gallery_cells(
-    schema: Schema, counts: Mapping[str, int], held_out: Sequence[str] = (), columns: int = 12
-) -> list[tuple[int, ...]]:
-    """At most `columns` cells for the gallery, in schema order.
+    schema: Schema, counts: Mapping[str, int], held_out: Sequence[str] = (), columns: int = 12,
+    drawn: Collection[str] | None = None,
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """At most `columns` cells for the gallery, in schema order; `drawn`: names of those that have an image, None = all.
 
     Every category of the second attribute, the most and least common of the third, and of the first those with the
     most held-out cells, then the most common.
@@ -88,6 +96,7 @@ def gallery_cells(
     ranked = sorted(keep[0], key=lambda c: (-held(c), -total(0, c)))
     keep[0] = set(ranked[: max(1, columns // others)])
     chosen = [x for x in cells if all(c in s for c, s in zip(x, keep, strict=True))]
+    chosen = [x for x in chosen if drawn is None or schema.cell_name(x) in drawn]
     return sorted(chosen, key=lambda x: (x[0], *x[:0:-1]))[:columns]
 
 
@@ -104,7 +113,7 @@ def gallery(
         fig.text(
             (left - 0.06) / width,
             1 - (top + (r + 0.5) * side) / height,
-            row.replace(" (", "\n(").replace(" + ", " +\n"),
+            on_lines(row),
             ha="right",
             va="center",
             fontsize=7,
@@ -127,7 +136,51 @@ def gallery(
     for c, name in enumerate(columns):
         out = name in held_out
         fig.text((left + (c + 0.48) * side) / width, 1 - (top - 0.05) / height, name.replace(" ", "\n"), ha="center",
-                 va="bottom", fontsize=6.5, color="#B03A00" if out else "black",
+                 va="bottom", fontsize=6.5, color=RED if out else "black",
                  style="italic" if out else "normal")  # fmt: skip
     fig.text(0.01, 1 - 0.03 / height, title, ha="left", va="top", fontsize=7.5)
+    return fig
+
+
+def on_lines(title: str) -> str:
+    """A method's title, broken where it may be: HCN, (CompDiff)."""
+    return title.replace(" (", "\n(").replace(" + ", " +\n")
+
+
+# --- copies -------------------------------------------------------------------------------------------------------
+def closest_pairs(folders: Mapping[int, RunFolder], methods: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """{space: the pairs of memorisation_pairs.csv of all seeds and of these methods, nearest first}; {} without files.
+
+    folders: of each seed. Columns seed and file (the generated image) are added; pairs whose image is gone are not.
+    """
+    tables = {seed: folder.results / "memorisation_pairs.csv" for seed, folder in folders.items()}
+    parts = [pd.read_csv(table, dtype={"generated": str, "training": str}).assign(seed=seed)
+             for seed, table in tables.items() if table.exists()]  # fmt: skip
+    if not parts:
+        return {}
+    pairs = pd.concat(parts)
+    pairs = pairs[pairs["method"].isin(methods)].sort_values("distance", kind="stable")
+    pairs["file"] = [folders[p.seed].generated(p.method, "test") / "images" / f"{p.generated}.png"
+                     for p in pairs.itertuples()]  # fmt: skip
+    pairs = pairs.loc[[file.exists() for file in pairs["file"]]]
+    return dict(iter(pairs.groupby("space")))
+
+
+@styled
+def nearest_training(
+    pairs: pd.DataFrame, generated: np.ndarray, training: np.ndarray, listed: int, what: str
+) -> Figure:
+    """Generated images above the training images nearest to them, and the differences; red numbers: suspected copies.
+
+    pairs: [n] rows of `closest_pairs`, of which there are `listed`; generated, training: uint8 [n, S, S]; what: as in
+    `galleries.copies`, whose ValueError says that nothing but phantoms may be drawn.
+    """
+    names = [f"{on_lines(TITLES[p.method])}\nseed {p.seed}\n{p.distance:.3g}" for p in pairs.itertuples()]
+    fig = galleries.copies(generated, training, names, what)
+    plt.close(fig)  # or a notebook shows it a second time
+    for ax, suspected in zip(fig.axes, pairs["distance"] < pairs["threshold"], strict=False):
+        ax.title.set(fontsize=6.5, color=RED if suspected else "black")
+    alarm = " or ".join(f"{t:.3g}" for t in pairs["threshold"].unique())
+    fig.suptitle(f"Nearest training {what}s by {pairs['space'].iloc[0]}:\nthe {len(pairs)} closest of n = {listed} pairs "
+                 f"of all methods and seeds\nnumber: distance; red: below {alarm}, a suspected copy", fontsize=8)  # fmt: skip
     return fig

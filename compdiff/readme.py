@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from compdiff import paths, record
+from compdiff import paths, provenance, record
 from compdiff.frames import NOT_AVAILABLE, TITLES
 from compdiff.published import NOT_IN_RECORD
 from compdiff.rendering import markdown_table, number, number_range, said, shown
@@ -151,10 +151,7 @@ def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
     that found its trainings finished counts with the minutes that they took.
     """
     rows = []
-    files = sorted(Path(root).glob("notebooks/*.run.json")) + sorted(
-        f for s in seeds for f in Path(root).glob(f"seed{s}/notebooks/*.run.json")
-    )
-    for file in files:
+    for file in provenance.run_files(root, seeds):
         run = record.read_run(file)
         if run is None:
             continue

@@ -260,9 +260,10 @@ def published_lines(pairs: pd.DataFrame) -> list[str]:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 def head(results: pd.DataFrame, title: str, kind: str, seeds: Sequence[int]) -> list[str]:
-    """Title, and on what every sentence rests: images, features, seeds, intervals."""
+    """Title, and on what every sentence rests: images, features, seeds, intervals, and where its provenance stands."""
     many = (
-        f"n = {len(seeds)} training seeds: numbers are means, intervals are 95 % t-intervals of the seeds' values"
+        f"n = {len(seeds)} training seeds: numbers are means, intervals are 95 % t-intervals of the seeds' values, not "
+        "clipped (few seeds make them wide, and they may pass a metric's range: an accuracy above 1)"
         if len(seeds) > 1
         else "n = 1 training seed: intervals are over resampled patients, and nothing here says how much another seed "
         "would differ"
@@ -272,7 +273,8 @@ def head(results: pd.DataFrame, title: str, kind: str, seeds: Sequence[int]) -> 
     size = f"n = {images['n'].min():.0f} images a method; " if len(images) else ""
     features = ", ".join(e for e in images["extractor"].unique() if e) or NOT_AVAILABLE
     basis = f"Made from the tables, not typed. {kind.capitalize()}; {size}features: {features}; {many}."
-    return [f"# {title}: what the numbers say", "", basis, ""]
+    made = "Commit, settings, seeds, versions, hashes, minutes and machine, of the runs before, too: [run.json](run.json)."
+    return [f"# {title}: what the numbers say", "", basis, "", made, ""]
 
 
 def report(
@@ -284,7 +286,7 @@ def report(
     sigma: HCN's uncertainty.csv of the first seed (name, sigma, train_n); held_out: names of cells.
     """
     lines = [*head(results, title, kind, seeds), "## Gates", "", *gate_lines(findings(results, schema))]
-    lines += [*unseen.composition_lines(results), *unseen.uncertainty_lines(sigma, held_out)]
+    lines += [*unseen.composition_lines(results), *unseen.uncertainty_lines(sigma, held_out, seeds[0])]
     lines += probe_report.probe_lines(results)
     lines += ["## Differences between methods", "", *ranking_lines(ranking_gates(results))]
     lines += ["Within noise = the interval of the difference holds 0 or, where none was computed, the two intervals "

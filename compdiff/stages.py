@@ -83,7 +83,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "08_figures", "seeds", ("01_data_prep", *TRAINERS, "05_generation", "06_metrics", "07_downstream"),
         parameters=("dataset", "profile", "seeds", "runs", "methods", "figures"),
-        outputs=("table1.csv", "*.csv", "*.md", "*.tex", "*.svg", "*.png"), to_figures=True,
+        outputs=("table1.csv", "run.json", "*.csv", "*.md", "*.tex", "*.svg", "*.png"), to_figures=True,
         files=("compdiff/*.csv",),
         beside=("dial*/{profile}/{dataset}/data/index.json",
                 "dial*/{profile}/{dataset}/seed{seed}/results/06_metrics.csv"),

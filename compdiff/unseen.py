@@ -90,9 +90,10 @@ def composition_lines(results: pd.DataFrame) -> list[str]:
     return lines
 
 
-def uncertainty_lines(table: pd.DataFrame | None, held_out: Sequence[str]) -> list[str]:
-    """HCN's sigma per cell (columns name, sigma, train_n): rank correlation, and held-out against rare seen cells."""
-    lines = ["## HCN's uncertainty", ""]
+def uncertainty_lines(table: pd.DataFrame | None, held_out: Sequence[str], seed: int) -> list[str]:
+    """HCN's sigma per cell (columns name, sigma, train_n) of one training seed: rank correlation, and held-out against
+    rare seen cells."""
+    lines = [f"## HCN's uncertainty (seed {seed})", ""]
     if table is None or table.empty:
         return [*lines, f"{NOT_AVAILABLE}: train/hcn/uncertainty.csv is missing.", ""]
     out = table["name"].isin(held_out)

@@ -10,11 +10,14 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from test_tables import COUNTS, HELD_OUT, SCHEMA, made_up
 
-from compdiff import config, frames, plots, plots_downstream, plots_groups, plots_pictures, plots_results, plots_training
+from compdiff import config, frames, plots, plots_downstream, plots_groups, plots_pictures, plots_results, plots_training, rendering
 from compdiff.attributes import SCHEMAS
+from compdiff.paths import RunFolder
 
 RESULTS = frames.over_seeds(made_up())
 THREE = frames.over_seeds(made_up((0, 1, 2)))
+PAIRS = pd.DataFrame({"method": ["hcn", "text", "hcn_fairdiffusion"], "seed": 7, "space": "lite0@96", "distance": [0.5, 1.5, 2.0],
+                      "threshold": 1.0})  # fmt: skip
 
 
 def predictions(n=200):
@@ -45,6 +48,10 @@ def pictures():
     }, names
 
 
+def pair_images():
+    return np.random.default_rng(3).integers(0, 255, (2, len(PAIRS), 64, 64), dtype=np.uint8)
+
+
 def figures():
     images, names = pictures()
     sigma = pd.DataFrame(
@@ -52,8 +59,8 @@ def figures():
     )
     dial = pd.DataFrame(
         [
-            dict(dial=d, method=m, stage="quality", metric="KID", extractor="lite0@96", value=0.02 + 0.02 * d, lo=0.01, seeds=1,
-                 hi=0.06, std=np.nan, n=24)
+            dict(dial=d, method=m, stage="quality", metric="KID", extractor="lite0@96", value=0.02 + 0.02 * d, lo=0.01,
+                 hi=0.06, std=np.nan, n=24, seeds=1)
             for d in (0, 0.5, 1)
             for m in ("flat", "hcn")
         ]
@@ -63,14 +70,15 @@ def figures():
         "gallery": lambda: plots_pictures.gallery(images, names, HELD_OUT, "Phantoms, n = 1 per cell"),
         "quality": lambda: plots_results.quality_bars(RESULTS, SCHEMA, "phantoms"),
         "subgroup_fid": lambda: plots_groups.subgroup_fid(RESULTS, "phantoms"),
-        "sigma": lambda: plots_training.sigma_history(dict.fromkeys(("fairdiffusion", "hcn"), history()), SCHEMA),
-        "uncertainty": lambda: plots_training.uncertainty(sigma, HELD_OUT, "phantoms"),
+        "sigma": lambda: plots_training.sigma_history(dict.fromkeys(("fairdiffusion", "hcn"), history()), SCHEMA, 7),
+        "uncertainty": lambda: plots_training.uncertainty(sigma, HELD_OUT, "phantoms", 7),
         "downstream": lambda: plots_downstream.downstream_gaps(RESULTS, "phantoms"),
         "dial": lambda: plots_groups.interaction_dial(dial, "phantoms"),
         "forest": lambda: plots_results.forest(THREE, "phantoms"),
         "cells": lambda: plots_groups.cell_heat_map(RESULTS, SCHEMA, COUNTS, HELD_OUT, "phantoms"),
         "pareto": lambda: plots_groups.pareto(RESULTS, SCHEMA, "phantoms"),
-        "reliability": lambda: plots_downstream.reliability(predictions(), RESULTS, "phantoms"),
+        "reliability": lambda: plots_downstream.reliability(predictions(), "phantoms", 7),
+        "memorisation": lambda: plots_pictures.nearest_training(PAIRS, *pair_images(), len(PAIRS), "phantom"),
     }  # fmt: skip
 
 
@@ -93,6 +101,30 @@ def test_files_are_small_and_identical_twice(name, tmp_path):
 def test_figures_say_what_and_how_many(name):
     said = texts(figures()[name]())
     assert ("hantom" in said or name == "sigma") and ("n = " in said or "(n)" in said)
+    assert "seed 7" in said or name not in ("sigma", "uncertainty", "reliability", "memorisation"), "whose, of several seeds"
+
+
+@pytest.mark.parametrize("name", figures())
+def test_titles_lie_inside_the_figure(name):
+    fig = figures()[name]()
+    fig.draw_without_rendering()
+    for text in [*fig.texts, *(ax.title for ax in fig.axes)]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= fig.bbox.width and box.y1 <= fig.bbox.height, text.get_text()
+
+
+def test_no_size_of_a_control_is_told_of_the_methods():
+    """The floor has few images in some groups; figures that do not draw it do not name its n."""
+    base = RESULTS.iloc[0].to_dict() | {"stage": "quality", "setting": "test", "value": 30.0, "note": "", "lo": np.nan, "hi": np.nan}
+    rows = [base | {"method": m, "metric": metric, "group_kind": "sex", "group": group, "n": n}
+            for m, small in (("text", 96), ("hcn", 96), ("real_train", 43)) for group in SCHEMA["sex"].categories
+            for metric, n in (("FID-matched", small), ("KID", 240))]  # fmt: skip
+    rows += [base | {"method": "real_train", "metric": "KID", "group_kind": "cell", "group": HELD_OUT[0], "n": 2}]
+    results = pd.concat([RESULTS, pd.DataFrame(rows)], ignore_index=True)
+    fig = plots_groups.subgroup_fid(results, "phantoms")
+    assert fig.axes[1].get_title().startswith("FID, all at n = 96:")
+    assert [ax.get_xlim()[0] for ax in fig.axes] == pytest.approx([0.7 * 12] * 3)
+    assert "n = 12 images a cell" in texts(plots_groups.cell_heat_map(results, SCHEMA, COUNTS, HELD_OUT, "phantoms"))
 
 
 def test_bars_stand_where_the_numbers_are():
@@ -126,12 +158,12 @@ def test_forest_colours_say_better_whichever_side_that_is():
 
 def test_missing_inputs_give_a_panel_that_says_so():
     empty = RESULTS.iloc[:0]
-    for fig in (plots_training.uncertainty(None, [], "phantoms"), plots_training.sigma_history({}, SCHEMA),
+    for fig in (plots_training.uncertainty(None, [], "phantoms", 0), plots_training.sigma_history({}, SCHEMA, 0),
                 plots_groups.subgroup_fid(empty, "phantoms"), plots_downstream.downstream_gaps(empty, "phantoms"),
                 plots_results.quality_bars(empty, SCHEMA, "phantoms"),
                 plots_results.forest(empty, "phantoms"), plots_groups.pareto(empty, SCHEMA, "phantoms"),
                 plots_groups.cell_heat_map(empty, SCHEMA, COUNTS, HELD_OUT, "phantoms"),
-                plots_downstream.reliability({}, empty, "phantoms")):  # fmt: skip
+                plots_downstream.reliability({}, "phantoms", 0)):  # fmt: skip
         assert "not available" in texts(fig)
     one_dial = pd.DataFrame([dict(dial=0.5, method="hcn", value=1.0, lo=0.5, hi=1.5, n=24)])
     assert all(plots_groups.interaction_dial(rows, "phantoms") is None for rows in (one_dial, one_dial.iloc[:0]))
@@ -190,6 +222,15 @@ def test_reliability_bins_hold_everybody_and_calibrated_ones_lie_on_the_diagonal
     assert len(plots_downstream.reliability_bins(y, np.full(5000, 0.3))) == 1
 
 
+def test_the_error_beside_a_curve_is_that_of_the_predictions_drawn():
+    """By hand: ten bins of equal width; notebook 07 gives the same number for the seed that is drawn."""
+    for key, table in predictions().items():
+        at = np.minimum((10 * table["p_x"]).astype(int), 9)
+        expected = sum(abs((part["y_x"] - part["p_x"]).sum()) for _, part in table.groupby(at)) / len(table)
+        fig = plots_downstream.reliability({key: table}, "phantoms", 0)
+        assert f"ECE {rendering.number(expected)}" in texts(fig)
+
+
 def test_predictions_are_read_by_classifier_and_only_on_test_images(tmp_path):
     table = predictions()["1a", "real_train"]
     held = [("1a", "real_train", 0.8), ("1b", "hcn_fairdiffusion", 0.7), ("2b", "text", np.nan)]
@@ -210,6 +251,28 @@ def test_gallery_shows_every_sex_and_the_rarest_and_commonest_third_attribute():
     totals = [sum(n for name, n in COUNTS.items() if name.endswith(r)) for r in SCHEMA["race"].categories]
     assert {c[2] for c in cells} == {int(np.argmin(totals)), int(np.argmax(totals))}
     assert len(plots_pictures.gallery_cells(SCHEMAS["nih"], {})) <= 12
+    drawn = {SCHEMA.cell_name(c) for c in cells[1:]}
+    assert plots_pictures.gallery_cells(SCHEMA, COUNTS, HELD_OUT, drawn=drawn) == cells[1:], "no column without an image"
+
+
+def test_closest_pairs_of_all_seeds_and_the_suspected_ones_in_red(tmp_path):
+    folders = {seed: RunFolder(str(tmp_path), "demo", "chest", seed) for seed in (0, 1)}
+    assert plots_pictures.closest_pairs(folders, ["hcn"]) == {}
+    for seed, folder in folders.items():
+        table = pd.DataFrame({"method": ["hcn", "hcn", "copy", "hcn"], "space": ["pixels", "pixels", "pixels", "lite0"],
+                              "generated": ["a", "gone", "a", "a"], "training": "007", "distance": [2.0 - seed, 0.1, 0.0, 3.0],
+                              "threshold": 1.5})  # fmt: skip
+        for name in ("results", "generated/hcn/test/images"):
+            (folder.seed / name).mkdir(parents=True)
+        table.to_csv(folder.results / "memorisation_pairs.csv", index=False)
+        (folder.generated("hcn", "test") / "images" / "a.png").touch()
+    found = plots_pictures.closest_pairs(folders, ["hcn"])
+    assert found["pixels"]["seed"].tolist() == [1, 0] and len(found["lite0"]) == 2, "no control, no image that is gone"
+    assert set(found["pixels"]["training"]) == {"007"} and all(f.exists() for f in found["pixels"]["file"])
+    fig = plots_pictures.nearest_training(PAIRS, *pair_images(), 30, "phantom")
+    assert [to_rgb(ax.title.get_color()) == to_rgb(plots_pictures.RED) for ax in fig.axes[:3]] == [True, False, False]
+    with pytest.raises(ValueError, match="drawn when they are phantoms"):
+        plots_pictures.nearest_training(PAIRS, *pair_images(), 30, "radiograph")
 
 
 def test_colours_differ_in_lightness_or_hue_for_every_method():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_tables import SCHEMA, made_up
 
-from compdiff import config, frames, record, report
+from compdiff import config, frames, record, rendering, report, tables
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,8 @@ def test_seeds_and_holm_are_named():
     three = made_up((0, 1, 2))
     text = report.report(frames.over_seeds(three), SCHEMA, "Chest phantoms", "phantoms", [0, 1, 2])
     assert "n = 3 training seeds" in text and "95 % t-intervals" in text
+    assert "not clipped" in text and "uncertainty (seed 0)" in text and "(run.json)" in text
+    assert "not clipped" in rendering.seeds_note(tables.table1(frames.over_seeds(three), SCHEMA, "chest"))
     base = made_up().iloc[0].to_dict() | {"stage": "difference", "setting": "1b", "method": "hcn"}
     base |= {"lo": np.nan, "hi": np.nan}
     rows = [base | {"metric": "macro AUROC minus 1a", "value": -0.1, "lo": -0.2, "hi": -0.02},

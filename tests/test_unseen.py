@@ -49,7 +49,7 @@ def test_without_held_out_cells_the_section_says_so():
 def test_uncertainty_compares_held_out_with_rare_cells():
     table = pd.DataFrame({"name": list("abcdefghijkl"), "train_n": [0, 0, 0, 0, 5, 6, 7, 10, 90, 91, 92, 93]})
     table["sigma"] = -table["train_n"] / 100 + np.r_[np.full(4, 3.0), np.ones(8)]
-    text = "\n".join(unseen.uncertainty_lines(table, list("abcd")))
+    text = "\n".join(unseen.uncertainty_lines(table, list("abcd"), 3))
     assert "(n = 4); seen cells of at most 10 training images: 0.93 (n = 4). Held out is **above** rare" in text
-    assert "training images: -1.00" in text and "n = 12 cells" in text
-    assert "not available" in "\n".join(unseen.uncertainty_lines(None, []))
+    assert "training images: -1.00" in text and "n = 12 cells" in text and "(seed 3)" in text
+    assert "not available" in "\n".join(unseen.uncertainty_lines(None, [], 0))
