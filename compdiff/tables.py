@@ -151,23 +151,23 @@ def group_cells(results: pd.DataFrame, rows: Sequence[Row], modality: str, items
     return cells
 
 
-def category_rows(results: pd.DataFrame, schema: Schema, counts: Mapping[str, int]) -> list[Row]:
-    """Every category that the results of 06 hold, with its training images, the sum of its cells' `counts`."""
-    held = set(results.loc[results["metric"] == "KID", ["group_kind", "group"]].itertuples(index=False, name=None))
-    cells = {schema.cell_name(c): schema.decode(c) for c in schema.cells()}
-    return [(a.name, c, sum(n for name, n in counts.items() if cells[name][a.name] == c))
-            for a in schema.attributes for c in a.categories if (a.name, c) in held]  # fmt: skip
+def judged_rows(results: pd.DataFrame, schema: Schema, counts: Mapping[str, int]) -> tuple[list[Row], list[Row]]:
+    """The cells, and the categories, of which there are test images; a category's `counts` are those of its cells."""
+    tested = results[(results["stage"] == "quality") & (results["metric"] == "KID") & (results["n"] > 0)]
+    held = set(tested[["group_kind", "group"]].itertuples(index=False, name=None))
+    names = {schema.cell_name(c): schema.decode(c) for c in schema.cells()}
+    cells = [("cell", name, counts.get(name, np.nan)) for name in names if ("cell", name) in held]
+    return cells, [(a.name, c, sum(n for name, n in counts.items() if names[name][a.name] == c))
+                   for a in schema.attributes for c in a.categories if (a.name, c) in held]  # fmt: skip
 
 
 def table2(results: pd.DataFrame, schema: Schema, counts: Mapping[str, int], modality: str) -> pd.DataFrame:
     """Intersections: FID and KID of every cell that has test images, with n; small cells say they are ineligible. Then
     KID of the categories, which are large enough for intervals that tell something. `counts`: training images per cell.
     """
-    held = set(results.loc[(results["stage"] == "quality") & (results["group_kind"] == "cell"), "group"])
-    rows = [("cell", n, counts.get(n, np.nan)) for n in map(schema.cell_name, schema.cells()) if n in held]
+    rows, categories = judged_rows(results, schema, counts)
     cells = group_cells(results, rows, modality, [Item("quality", m, "cell") for m in ("FID", "KID")], "FID")
-    kinds = category_rows(results, schema, counts)
-    return frame_of(cells + group_cells(results, kinds, modality, [Item("quality", "KID")], ending=" by category"))
+    return frame_of(cells + group_cells(results, categories, modality, [Item("quality", "KID")], ending=" by category"))
 
 
 def table3(

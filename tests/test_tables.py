@@ -142,6 +142,8 @@ def test_kid_by_category_has_its_interval_its_training_images_and_its_patients()
     note = np.where(like["group"] == "Female", "120 images of 50 patients", "")
     note = np.where(like["method"] == "copy", "120 images of 9 patients", note)
     kid = like.assign(metric="KID", value=0.5, lo=0.4, hi=0.6, note=note)
+    nobody = kid.assign(group_kind="race", group="Black", n=0, value=np.nan, note="ineligible: n = 0 < 2")
+    kid = pd.concat([kid, nobody.drop_duplicates("method")])
     table = tables.table2(frames.over_seeds(pd.concat([rows, kid])), SCHEMA, COUNTS, "chest")
     text = rendering.wide(table, "KID-lite0@96 by category")
     assert list(text.index) == ["sex Male", "sex Female (120 images of 50 patients)"]
