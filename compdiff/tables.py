@@ -141,8 +141,9 @@ def group_cells(results: pd.DataFrame, rows: Sequence[Row], modality: str, items
             train = {"value": images, "note": "", "seeds": 1} if np.isfinite(images) else {"note": "-"}
             cells.append({"panel": panel, "key": "", "row": row, "column": "training images"} | train)
             for key, number in found.items():
-                cells.append(cell(panel, key, row, TITLES[key], number))
-                if number is None and key == "real_train":
+                nobody = key == "real_train" and not (number or {}).get("n")
+                cells.append(cell(panel, key, row, TITLES[key], None if nobody else number))
+                if nobody:
                     cells[-1]["note"] = NO_FLOOR
                 elif whose and cells[-1]["note"] == whose:
                     cells[-1]["note"] = ""

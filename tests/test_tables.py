@@ -128,6 +128,7 @@ def test_zero_shot_has_the_controls_that_give_its_numbers_a_scale():
     rows = made_up()
     like = rows[(rows["group_kind"] == "held_out") & (rows["method"] == "text")]
     more = [like.assign(method=m, value=v, lo=v, hi=v) for m, v in (("untrained", 0.9), ("vae", 0.01), ("copy", 0.02))]
+    more.append(like.assign(method="real_train", value=np.nan, n=0, note="ineligible: n = 0 < 2"))
     table = tables.table3(frames.over_seeds(pd.concat([rows, *more])), SCHEMA, HELD_OUT, COUNTS, "chest")
     text = rendering.wide(table, "KID-lite0@96").loc["all held-out cells"]
     at = {name.split(" (n")[0]: value for name, value in text.items()}
