@@ -1,5 +1,4 @@
-"""06. Image sets -> tidy result rows (record.RESULT_COLUMNS without dataset and seed). Assembles; every metric lives
-elsewhere.
+"""06. Image sets -> tidy result rows (record.RESULT_COLUMNS without dataset and seed); the metrics live elsewhere.
 
 Every set lies row by row beside the real image of the same request: image i of a set answers the prompt of reference
 row at[i]. So one table of groups serves all sets, and every number of a group compares images of the SAME cells.
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from compdiff import estimate, fairness, metrics, sample, stats
+from compdiff import estimate, fairness, frames, metrics, sample, stats
 from compdiff.attributes import Schema
 from compdiff.datasets import Data
 from compdiff.fairness import Key
@@ -24,6 +23,7 @@ from compdiff.stats import Interval, Resamples
 REPEATS = 10  # random subsets of a size-matched FID
 PAIRS_PER_CELL = 4  # images per request whose pairs measure diversity
 LARGE = 1000  # reference images from which several images per patient are no obstacle to subgroup FIDs
+ABSENT = (("quality", "FID"), ("alignment", "accuracy"), ("memorisation", "suspected copies"))  # rows of a lost set
 Features = Callable[[str, np.ndarray], np.ndarray]  # (name, uint8 [n, S, S]) -> float32 [n, d], e.g. features.cached
 
 
@@ -89,8 +89,30 @@ def generated(method: str, folder: Path, ref: Reference, features: Features) -> 
     at = pd.Index(ref.rows["id"]).get_indexer(rows["id"])
     if (at < 0).any():
         raise ValueError(f"{method}: {int((at < 0).sum())} of {len(at)} images answer no prompt of the real test set")
-    images = sample.read_images(folder, rows["id"].tolist())
+    try:
+        images = sample.read_images(folder, rows["id"].tolist())
+    except FileNotFoundError:  # its message holds an id
+        where = "/".join(Path(folder).parts[-3:])
+        raise FileNotFoundError(f"an image of {where} is not there: run notebook 05_generation") from None
     return ImageSet(method, images, features(method, images), ref.patients[at], at, rows["prompt"].to_numpy())
+
+
+def available(folders: Mapping[str, Path], ref: Reference, features: Features) -> tuple[list[ImageSet], list[dict]]:
+    """The `generated` sets of {method: folder} that are whole, and rows that say why the others have no number.
+
+    A lost set, or one lost image, costs no other method anything. FileNotFoundError when no method's set is left.
+    """
+    sets, rows = [], []
+    for method, folder in folders.items():
+        try:
+            sets.append(generated(method, folder, ref, features))
+        except FileNotFoundError as error:
+            n, note = len(ref.rows), f"{frames.NOT_AVAILABLE}: {error}"
+            rows += [result(stage, method, ("overall", ""), metric, None, n, n,
+                            ref.extractor if stage == "quality" else "", note) for stage, metric in ABSENT]  # fmt: skip
+    if not any(s.method != sample.UNTRAINED for s in sets):
+        raise FileNotFoundError("; ".join(dict.fromkeys(r["note"] for r in rows)))
+    return sets, rows
 
 
 # --- quality ----------------------------------------------------------------------------------------------------------
@@ -159,7 +181,8 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
 
 
 def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
-    """FID of every attribute's categories and of the whole at ONE number of images n, the smallest eligible category's.
+    """FID of every attribute's categories and of the whole at ONE number of images n, the smallest eligible category's;
+    of no intersection, because a few small cells would bring everybody's n down to theirs (KID needs no matching).
 
     Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the
     FID of n such images differs between samples of that size (halves without replacement, as in stats.fid_interval), at
@@ -242,11 +265,13 @@ def similarity(s: ImageSet, ref: Reference, ra: Resamples) -> list[dict]:
 
 
 def equity(rows: Sequence[dict], names: Sequence[str], metric: str) -> list[dict]:
-    """ES-<metric> per attribute (mean, and "-sum") from the rows of ONE set; absent, with a note, unless every category
-    counts.
+    """ES-<metric> per attribute from the rows of ONE set; absent, with a note, unless every category counts.
 
-    ES = M (1 + mean_a |M_a - M| / M); categories without any image are no part of the comparison.
+    Of a distance M (1 + mean_a |M_a - M| / M), and "-sum"; of an accuracy M / (1 + sum_a |M_a - M|), and "-mean".
+    Categories without any image are no part of the comparison.
     """
+    distance, share = (fairness.es_fid, {"": "mean", "-sum": "sum"}), (fairness.es_metric, {"": "sum", "-mean": "mean"})
+    scaled, ways = share if frames.better_is(metric) == "higher" else distance
     rows = [r for r in rows if r["metric"] == metric]
     whole = next((r for r in rows if r["group_kind"] == "overall"), None)
     out = []
@@ -254,17 +279,15 @@ def equity(rows: Sequence[dict], names: Sequence[str], metric: str) -> list[dict
         parts = [r for r in rows if r["group_kind"] == name and r["n"] > 0]
         missing = [r["group"] for r in parts if r["note"].startswith("ineligible")]
         note = f"ineligible: {', '.join(missing)}" if missing else "" if parts else "ineligible: no category"
-        for ending, how in (("", "mean"), ("-sum", "sum")):
-            value = None if note else fairness.es_fid(whole["value"], [r["value"] for r in parts], how)
-            out.append(result("quality", whole["method"], (name, ""), f"ES-{metric}{ending}", value, whole["n"],
+        for ending, how in ways.items():
+            value = None if note else scaled(whole["value"], [r["value"] for r in parts], combine=how)
+            out.append(result(whole["stage"], whole["method"], (name, ""), f"ES-{metric}{ending}", value, whole["n"],
                               whole["n_ref"], whole["extractor"], note))  # fmt: skip
     return out
 
 
 def differences(sets: Sequence[ImageSet], ref: Reference, resamples: int, seed: int) -> list[dict]:
-    """KID of each method minus KID of each later one, over the same resampled patients; an interval around 0 is
-    noise.
-    """
+    """KID of each method minus KID of each later one, over the same resampled patients; around 0: noise."""
     everyone = {s.method: kid_of(s, ref, np.ones(len(s.at), dtype=bool), *draws(s, ref, resamples, seed)) for s in sets}
     names, n = list(everyone), len(ref.rows)
     return [result("difference", a, ("overall", ""), f"KID minus {b}", stats.difference(*everyone[a], *everyone[b]), n,

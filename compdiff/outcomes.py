@@ -19,6 +19,7 @@ from compdiff.fairness import HEALTHY, Key, disparity_label
 from compdiff.stats import CURVES
 
 CALLED = ("F1", "balanced accuracy", "ECE")  # at the validation threshold, or (ECE) of the probabilities
+ES = {"ES-{}": "sum", "ES-{}-mean": "mean"}  # name of an equity-scaled metric: how the groups' deviations combine
 Name = tuple[str, str]  # (setting, method)
 Curves = dict[tuple[Key, str], tuple[str, dict[str, np.ndarray]]]  # group, label -> ("" or why not, metric -> [1 + R])
 
@@ -173,7 +174,8 @@ def macro(curves: Curves, groups: Mapping[Key, np.ndarray], kinds: Sequence[str]
 def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: Name,
               curves: Curves | None = None) -> list[dict]:  # fmt: skip
     """"gap <metric>" (largest minus smallest), "gap90 <metric>" (90th minus 10th percentile), "std <metric>" (over the
-    overall value) and "ES-<metric>" over the eligible groups of a kind; ineligible groups are named in the note.
+    overall value), "ES-<metric>" (its deviations added) and "ES-<metric>-mean" (averaged) over the eligible groups of a
+    kind; ineligible groups are named in the note.
 
     curves, for a mean over labels: the overall value is then that of the labels which the groups are compared on.
     """
@@ -189,12 +191,12 @@ def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: Nam
         left = [r["group"] for r in parts if not np.isfinite(r["value"])]
         note = f"without {', '.join(left)} (ineligible)" if left else ""
         if len(good) < 2 or not np.isfinite(whole["value"]):
-            found, note = dict.fromkeys(("gap", "gap90", "std", "ES")), "ineligible: fewer than two eligible groups"
+            found, note = dict.fromkeys(("gap", "gap90", "std", *ES)), "ineligible: fewer than two eligible groups"
         else:
             gaps = fairness.gaps(whole["value"], good)
             found = {"gap": gaps["max-min"], "gap90": gaps["p90-p10"], "std": gaps["std/overall"]}
-            found["ES"] = fairness.es_metric(whole["value"], good)
-        titles = {what: f"ES-{metric}" if what == "ES" else f"{what} {metric}" for what in found}
+            found |= {e: fairness.es_metric(whole["value"], good, combine=how) for e, how in ES.items()}
+        titles = {what: f"{what} {metric}" for what in found} | {e: e.format(metric) for e in ES}
         out += [row(name, (kind, ""), titles[what], value, whole["n"], note) for what, value in found.items()]
     return out
 

@@ -21,15 +21,18 @@ ABLATION = ("flat", "flat_separate", "hcn", "hcn_no_aux", "hcn_no_consistency", 
 CELL_COLUMNS = ("panel", "key", "row", "column", "value", "lo", "hi", "std", "seeds", "n", "n_ref", "note")
 HELD_OUT = {"held_out": "all held-out cells", "seen": "all other cells"}  # groups of the kind held_out
 ES_FID = (
-    "ES-FID = FID (1 + mean over groups of |FID_group - FID| / FID); the papers' code gives no formula, this one fits "
-    "their numbers."
+    "M = FID, KID or matched FID: ES-M = M (1 + mean over groups of |M_group - M| / M), ES-M-sum with the sum instead; "
+    "the papers' code gives no formula, this one fits their numbers. Higher is better for accuracy: ES-accuracy = "
+    "accuracy / (1 + sum over groups of |accuracy_group - accuracy|), ES-accuracy-mean with the mean instead. Matched "
+    "FID: of categories and of the whole, not of intersections, whose few images would set everybody's n."
 )
-
 MIFID = "MiFID of the floor and of the copy carries the full penalty: training images are copies by definition."
 ES_LABELS = (
-    "ES-AUROC of an attribute may lie above the overall macro AUROC: the groups, and the whole beside them, are "
-    "compared on the labels that are eligible in all groups."
+    "ES-M = M / (1 + sum over groups of |M_group - M|), ES-M-mean with the mean instead. ES-AUROC of an attribute may "
+    "lie above the overall macro AUROC: the groups, and the whole beside them, are compared on the labels that are "
+    "eligible in all groups."
 )
+NO_FLOOR = "no training images of these cells"  # real_train where training held them out
 REAL_IN_AUDIT = "Real test images (no copies: the control)"  # title of real_test where no judge scores
 
 
@@ -78,6 +81,7 @@ def table1_items(schema: Schema, results: pd.DataFrame) -> dict[str, list[Item]]
         Item("quality", "FID-matched"),
         *(Item("quality", m, a) for m in ("ES-FID-matched", "ES-KID") for a in schema.names),
     ]
+    sums = [m for m in names_in(results, "quality", "ES-") if m.endswith("-sum")]
     asked = [Item("alignment", f"accuracy:{a}", paper=(f"{a} accuracy", "overall")) for a in schema.names]
     asked += [Item("alignment", "age RMSE", paper=("age RMSE", "overall"))] if "age" in schema.names else []
     asked += [Item("alignment", "disease AUROC", paper=("disease AUROC", "overall"))]
@@ -87,7 +91,11 @@ def table1_items(schema: Schema, results: pd.DataFrame) -> dict[str, list[Item]]
         "Quality": quality,
         "Equity": [Item("quality", "ES-FID", a, paper=("ES-FID", a)) for a in schema.names],
         "Equity at one group size": matched,
+        "Equity, deviations added instead of averaged": [Item("quality", m, a) for m in sums for a in schema.names],
         "What was asked for": asked,
+        "Equity of what was asked for": [
+            Item("alignment", m, a) for m in names_in(results, "alignment", "ES-accuracy") for a in schema.names
+        ],
         "Measured against requested (correlation)": [Item("measured", m) for m in names_in(results, "measured", "r:")],
         "Measured minus requested (mean)": [Item("measured", m) for m in names_in(results, "measured", "bias:")],
         "Judges and extractors from outside": [Item("judges", m, extractor=e) for m, e in outside.to_numpy()],
@@ -112,33 +120,55 @@ def table1(results: pd.DataFrame, schema: Schema, modality: str) -> pd.DataFrame
 
 
 # --- Tables 2 and 3 ---------------------------------------------------------------------------------------------------
-def cell_table(results: pd.DataFrame, names: Sequence[str], counts: Mapping[str, int], modality: str,
-               items: Sequence[Item], paper: str, extra: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:  # fmt: skip
-    """One row per demographic cell and one column per method, a panel per item; `paper` = the metric's published name.
+Row = tuple[str, str, float]  # group_kind, group, its training images (NaN = not counted)
 
-    `counts`: training images per cell. `extra`: (group_kind, group) rows that stand after the cells.
+
+def group_cells(results: pd.DataFrame, rows: Sequence[Row], modality: str, items: Sequence[Item], paper: str = "",
+                ending: str = "") -> list[dict[str, object]]:  # fmt: skip
+    """One row per group and one column per method and control, a panel per item; `paper` = the published name of FID,
+    `ending` of the panels' titles. How many patients a row's images show stands in its title, where they are fewer.
     """
     cells = []
     for item in items:
-        panel = item.label(results)
-        for kind, name in [*(("cell", n) for n in names), *extra]:
-            row = HELD_OUT.get(name, name)
-            train = {"value": counts.get(name, np.nan), "note": "", "seeds": 1} if kind == "cell" else {"note": "-"}
+        panel = item.label(results) + ending
+        for kind, name, images in rows:
+            at = Item(item.stage, item.metric, kind, name, item.setting)
+            found = {key: at.of(results, key) for key in methods_in(results, (item.stage,))}
+            first = (next(iter(found.values()), None) or {}).get("note", "")  # a method's, no control's
+            whose = first if first.endswith(" patients") else ""
+            row = HELD_OUT.get(name, name) if kind in ("cell", "held_out") else f"{kind} {name}"
+            row = f"{row} ({whose})" if whose else row
+            train = {"value": images, "note": "", "seeds": 1} if np.isfinite(images) else {"note": "-"}
             cells.append({"panel": panel, "key": "", "row": row, "column": "training images"} | train)
-            for key in [m for m in methods_in(results, (item.stage,)) if m in config.METHODS]:
-                here = Item(item.stage, item.metric, kind, name, item.setting)
-                cells.append(cell(panel, key, row, TITLES[key], here.of(results, key)))
+            for key, number in found.items():
+                nobody = key == "real_train" and not (number or {}).get("n")
+                cells.append(cell(panel, key, row, TITLES[key], None if nobody else number))
+                if nobody:
+                    cells[-1]["note"] = NO_FLOOR
+                elif whose and cells[-1]["note"] == whose:
+                    cells[-1]["note"] = ""
                 if item.metric == "FID" and key in published.METHOD.values():
                     cells.append(paper_cell(panel, key, row, TITLES[key], modality, paper, name))
-    return frame_of(cells)
+    return cells
+
+
+def judged_rows(results: pd.DataFrame, schema: Schema, counts: Mapping[str, int]) -> tuple[list[Row], list[Row]]:
+    """The cells, and the categories, of which there are test images; a category's `counts` are those of its cells."""
+    tested = results[(results["stage"] == "quality") & (results["metric"] == "KID") & (results["n"] > 0)]
+    held = set(tested[["group_kind", "group"]].itertuples(index=False, name=None))
+    names = {schema.cell_name(c): schema.decode(c) for c in schema.cells()}
+    cells = [("cell", name, counts.get(name, np.nan)) for name in names if ("cell", name) in held]
+    return cells, [(a.name, c, sum(n for name, n in counts.items() if names[name][a.name] == c))
+                   for a in schema.attributes for c in a.categories if (a.name, c) in held]  # fmt: skip
 
 
 def table2(results: pd.DataFrame, schema: Schema, counts: Mapping[str, int], modality: str) -> pd.DataFrame:
-    """Intersections: FID and KID of every cell that has test images, with n; small cells say they are ineligible."""
-    held = set(results.loc[(results["stage"] == "quality") & (results["group_kind"] == "cell"), "group"])
-    names = [n for n in map(schema.cell_name, schema.cells()) if n in held]
-    items = [Item("quality", "FID", "cell"), Item("quality", "KID", "cell")]
-    return cell_table(results, names, counts, modality, items, "FID")
+    """Intersections: FID and KID of every cell that has test images, with n; small cells say they are ineligible. Then
+    KID of the categories, which are large enough for intervals that tell something. `counts`: training images per cell.
+    """
+    rows, categories = judged_rows(results, schema, counts)
+    cells = group_cells(results, rows, modality, [Item("quality", m, "cell") for m in ("FID", "KID")], "FID")
+    return frame_of(cells + group_cells(results, categories, modality, [Item("quality", "KID")], ending=" by category"))
 
 
 def table3(
@@ -148,15 +178,16 @@ def table3(
     items = [Item("quality", "FID", "cell"), Item("quality", "KID", "cell")]
     items += [Item("alignment", "accuracy", "cell")]
     known = set(results.loc[results["group_kind"] == "held_out", "group"])
-    extra = [("held_out", group) for group in HELD_OUT if group in known]
-    return cell_table(results, held_out, counts, modality, items, "zero-shot FID", extra)
+    rows = [("cell", name, counts.get(name, np.nan)) for name in held_out]
+    rows += [("held_out", group, np.nan) for group in HELD_OUT if group in known]
+    return frame_of(group_cells(results, rows, modality, items, "zero-shot FID"))
 
 
 # --- Table 4 ----------------------------------------------------------------------------------------------------------
 # As outcomes.judge writes them; {label} is the disparity label, on which intersections are compared.
 DOWNSTREAM = ("macro AUROC", "macro AUPRC", "macro F1", "macro balanced accuracy", "macro ECE", "underdiagnosis")
-GAPS = ("gap {metric}", "gap90 {metric}", "ES-{metric}", "gap underdiagnosis", "gap90 underdiagnosis",
-        "demographic parity difference:{label}", "equalized odds difference:{label}",
+GAPS = ("gap {metric}", "gap90 {metric}", "ES-{metric}", "ES-{metric}-mean", "gap underdiagnosis",
+        "gap90 underdiagnosis", "demographic parity difference:{label}", "equalized odds difference:{label}",
         "equal opportunity difference:{label}")  # fmt: skip
 
 

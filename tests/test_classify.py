@@ -78,6 +78,23 @@ def test_the_same_seed_gives_the_same_model_and_leaves_torchs_generator_alone(tr
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_images_are_normalised_by_the_training_images_alone(trained):
+    """Mean and deviation of the images it trains on (synthetic ones too, where a strategy adds them); validation images
+    of another brightness do not move them, nor do images that are predicted, which are then scaled by them."""
+    model, (images, targets, val_images, *rest) = trained
+    assert (model.mean, model.std) == (pytest.approx(images.mean()), pytest.approx(images.std()))
+    other = classify.fit(images, targets, val_images // 4 + 190, *rest, replace(QUICK, epochs=1), seed=0)
+    assert (other.mean, other.std) == (model.mean, model.std)
+    bright = np.full((3, 32, 32), 250, np.uint8)
+    model.predict(bright)
+    assert (other.mean, other.std) == (model.mean, model.std)
+    np.testing.assert_allclose(model.inputs(bright).numpy(), (250 - images.mean()) / images.std(), rtol=1e-5)
+    both = np.concatenate([images, bright])
+    twice = {k: np.concatenate([t, t[:3]]) for k, t in targets.items()}
+    mixed = classify.fit(both, twice, val_images, *rest, replace(QUICK, epochs=1), seed=0)
+    assert mixed.mean == pytest.approx(both.mean()) and mixed.mean > model.mean
+
+
 def test_a_saved_model_predicts_the_same(trained, tmp_path):
     model, data = trained
     model.save(tmp_path / "judge")

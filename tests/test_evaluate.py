@@ -1,5 +1,6 @@
 """06: sets matched by request, controls that are what they say, rows against plain computations."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import linalg
 
-from compdiff import alignment, controls, evaluate, frames, metrics, sample
+from compdiff import alignment, controls, evaluate, frames, metrics, record, rendering, sample, tables
 from compdiff.attributes import AGE, SEX, Schema
 
 SCHEMA = Schema((AGE, SEX))
@@ -108,6 +109,43 @@ def test_a_generated_set_is_laid_beside_its_requests(ref, tmp_path):
     rows.assign(prompt="x", id="stranger").to_csv(tmp_path / "hcn" / "samples.csv", index=False)
     with pytest.raises(ValueError, match="answer no prompt"):
         evaluate.generated("hcn", tmp_path / "hcn", ref, None)
+
+
+def test_a_lost_set_or_image_costs_its_method_only(ref, tmp_path):
+    rows = ref.rows.iloc[:5]
+    for method in ("text", "flat", "hcn", "untrained"):
+        for i, image in zip(rows["id"], ref.images[:5], strict=True):
+            sample.save_png(tmp_path / method / "test" / "images" / f"{i}.png", image)
+        rows.assign(prompt="x").to_csv(tmp_path / method / "test" / "samples.csv", index=False)
+    lost = rows["id"].iloc[3]
+    (tmp_path / "flat" / "test" / "images" / f"{lost}.png").unlink()
+    shutil.rmtree(tmp_path / "hcn")
+    folders = {m: tmp_path / m / "test" for m in ("text", "flat", "hcn", "untrained")}
+    sets, absent = evaluate.available(folders, ref, lambda name, images: images.mean(axis=(1, 2), keepdims=True))
+    assert [s.method for s in sets] == ["text", "untrained"] and (sets[0].images == ref.images[:5]).all()
+    assert {(r["method"], r["stage"]) for r in absent} == {
+        (m, stage) for m in ("flat", "hcn") for stage in ("quality", "alignment", "memorisation")}  # fmt: skip
+    for r in absent:
+        assert np.isnan(r["value"]) and r["note"].startswith("not available: ") and "notebook 05" in r["note"]
+        assert lost not in r["note"], "an id of real data is nobody's business"
+    shutil.rmtree(tmp_path / "text")
+    with pytest.raises(FileNotFoundError, match="text/test/samples.csv is not there.*an image of .*flat/test"):
+        evaluate.available(folders, ref, lambda name, images: images.mean(axis=(1, 2), keepdims=True))
+
+
+def test_a_lost_set_is_a_named_cell_of_table_1_and_the_others_keep_theirs(ref, tmp_path):
+    here = tmp_path / "text" / "test"
+    for i, image in zip(ref.rows["id"], ref.images, strict=True):
+        sample.save_png(here / "images" / f"{i}.png", image)
+    ref.rows.assign(prompt="x").to_csv(here / "samples.csv", index=False)
+    folders = {"text": here, "hcn": tmp_path / "hcn" / "test"}
+    (s,), absent = evaluate.available(folders, ref, lambda name, images: ref.features + 1)
+    rows = record.results(evaluate.distances(s, ref, 10, 0) + absent, dataset="chest", seed=0)
+    table = tables.table1(frames.over_seeds(rows), SCHEMA, "chest")
+    quality = rendering.wide(table, "Quality").filter(like="FID").iloc[:, 0]
+    assert quality["HCN (CompDiff)"] == "not available" and quality["Text baseline"][0].isdigit()
+    (note,) = [line for line in rendering.footnotes(table) if line.startswith("FID")]
+    assert "hcn/test/samples.csv is not there: run notebook 05" in note
 
 
 # --- quality ----------------------------------------------------------------------------------------------------------
@@ -235,6 +273,22 @@ def test_equity_is_the_papers_formula_and_absent_when_a_category_is():
     rows[2] = row("sex", "Female", None, "ineligible: n = 8 < 30", 8)
     absent = evaluate.equity(rows, ["sex"], "FID")[0]
     assert np.isnan(absent["value"]) and absent["note"] == "ineligible: Female"
+
+
+def test_equity_of_accuracy_divides_and_stays_with_the_judges_rows(ref):
+    """Men are always recognised, a quarter of the women is not: A / (1 + sum_a |A_a - A|), from the judge's hits."""
+    women = np.flatnonzero(ref.rows["sex"] == "Female")
+    predicted = oracle(ref.rows)
+    predicted["sex"][women[: len(women) // 4]] = [1, 0]
+    rows = alignment.alignment(fake(ref), ref, predicted, (), 20, 0)
+    total, mean = evaluate.equity(rows, ["sex"], "accuracy")
+    assert (total["metric"], mean["metric"]) == ("ES-accuracy", "ES-accuracy-mean")
+    assert {(r["stage"], r["extractor"], r["group_kind"]) for r in (total, mean)} == {("alignment", "judge", "sex")}
+    her = 1 - (len(women) // 4) / len(women) / 2  # the age is always right
+    whole = 1 - (len(women) // 4) / len(ref.rows) / 2
+    apart = (1 - whole) + (whole - her)
+    assert total["value"] == pytest.approx(whole / (1 + apart))
+    assert mean["value"] == pytest.approx(whole / (1 + apart / 2))
 
 
 def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):

@@ -63,8 +63,52 @@ def test_groups_are_attributes_intersections_and_conditions(fundus):
     assert (masks["sex x race", "Female Asian"] == female_asian.to_numpy()).all()
     assert masks["vision_loss", "severe vision loss"].sum() == (rows["y_vision_loss"] == 3).sum()
     assert set(outcomes.groups_of(fundus, rows)) == {k for k in masks if k[0] not in fundus.label_names}
-    # FairDiffusion's 19 groups less ethnicity's two, which phantoms do not have: race 3, sex 2, labels 2 + 4 + 2 + 4
-    assert sum(len(fundus.manifest.labels[name]) for name in fundus.label_names) + 3 + 2 == 19 - 2
+
+
+@pytest.fixture
+def fairgenmed(copy):
+    """Its layout's manifest and schema, ethnicity included, and 600 rows with every category and condition."""
+    data, rng = copy("fairgenmed").prepare(), np.random.default_rng(0)
+    rows = data.table.sample(600, replace=True, random_state=0).reset_index(drop=True)
+    rows = rows.assign(patient=[f"p{i}" for i in range(600)])
+    for attribute in data.schema.attributes:
+        rows[attribute.name] = rng.choice(attribute.categories, 600)
+    for label in data.label_names:
+        rows[f"y_{label}"] = rng.integers(0, len(data.manifest.labels[label]), 600)
+    return data, rows
+
+
+def test_fairdiffusions_19_groups_ethnicity_included(fairgenmed):
+    """Race 3, sex 2, ethnicity 2, and the conditions: glaucoma 2, vision loss 4, cup-disc 2, refraction 4."""
+    data, rows = fairgenmed
+    masks = outcomes.groups_of(data, rows, conditions=True)
+    kinds = ("race", "sex", "ethnicity", *data.label_names)
+    theirs = {k: m for k, m in masks.items() if k[0] in kinds}
+    assert len(theirs) == 19 and {k[1] for k in theirs if k[0] == "ethnicity"} == {"Hispanic", "Non-Hispanic"}
+    for kind in kinds:  # every row is in one group of each kind
+        assert (sum(m.astype(int) for k, m in theirs.items() if k[0] == kind) == 1).all()
+    assert (masks["ethnicity", "Hispanic"] == (rows["ethnicity"] == "Hispanic").to_numpy()).all()
+    assert "sex x race x ethnicity" in {k[0] for k in masks}
+
+
+def test_a_task_is_judged_by_ethnicity(fairgenmed):
+    """AUROC of both groups is scikit-learn's, ES-AUROC the formula of them; parity of decisions is there, too."""
+    data, rows = fairgenmed
+    rng, hispanic = np.random.default_rng(1), (rows["ethnicity"] == "Hispanic").to_numpy()
+    skill = np.where(hispanic, 0.1, 0.6)
+    rows = rows.assign(p_glaucoma=np.clip(skill * rows["y_glaucoma"] + (1 - skill) * rng.random(600), 0, 1))
+    found = outcomes.rows_of(Judged("vit-real", REAL, data, rows, rows, "glaucoma"), 10, 0)
+    plain = lambda here: sk.roc_auc_score(rows["y_glaucoma"][here], rows["p_glaucoma"][here])  # noqa: E731
+    whole, his, other = plain(hispanic | True), plain(hispanic), plain(~hispanic)
+    at = {name: value(found, "AUROC:glaucoma", ("ethnicity", name))["value"] for name in ("Hispanic", "Non-Hispanic")}
+    assert at == {"Hispanic": pytest.approx(his, abs=1e-6), "Non-Hispanic": pytest.approx(other, abs=1e-6)}
+    es = value(found, "ES-AUROC:glaucoma", ("ethnicity", ""))["value"]
+    assert es == pytest.approx(whole / (1 + abs(his - whole) + abs(other - whole)), abs=1e-6) and es < whole
+    masks, names = outcomes.groups_of(data, rows), data.schema.names
+    every = outcomes.judge(("1a", REAL), rows, rows, masks, names, ["glaucoma"], 10, 0)
+    called = rows["p_glaucoma"] >= outcomes.threshold(rows["y_glaucoma"].to_numpy(), rows["p_glaucoma"].to_numpy())
+    gap = abs(called[hispanic].mean() - called[~hispanic].mean())
+    assert value(every, "demographic parity difference:glaucoma", ("ethnicity", ""))["value"] == pytest.approx(gap)
 
 
 # --- one classifier ---------------------------------------------------------------------------------------------------
@@ -100,6 +144,8 @@ def test_macro_compares_groups_on_shared_labels_and_names_the_ineligible(judged)
     m = whole[0]  # the overall value on the one label that men and women are compared on
     expected = m / (1 + abs(male - m) + abs(female - m))
     assert value(rows, "ES-macro AUROC", ("sex", ""))["value"] == pytest.approx(expected)
+    mean = m / (1 + (abs(male - m) + abs(female - m)) / 2)
+    assert value(rows, "ES-macro AUROC-mean", ("sex", ""))["value"] == pytest.approx(mean)
     assert value(rows, "ES-AUROC:rare", ("sex", ""))["note"].startswith("ineligible")
 
 

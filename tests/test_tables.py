@@ -123,6 +123,53 @@ def test_zero_shot_table_has_the_held_out_cells_and_their_sum(results):
     assert fid.loc["18-40 Female Asian", "Text baseline, published"].startswith("183.3")
 
 
+def test_zero_shot_has_the_controls_that_give_its_numbers_a_scale():
+    """Untrained, shuffled, copy and the floor stand beside the methods, with all that is known of them."""
+    rows = made_up()
+    like = rows[(rows["group_kind"] == "held_out") & (rows["method"] == "text")]
+    more = [like.assign(method=m, value=v, lo=v, hi=v) for m, v in (("untrained", 0.9), ("vae", 0.01), ("copy", 0.02))]
+    more.append(like.assign(method="real_train", value=np.nan, n=0, note="ineligible: n = 0 < 2"))
+    table = tables.table3(frames.over_seeds(pd.concat([rows, *more])), SCHEMA, HELD_OUT, COUNTS, "chest")
+    text = rendering.wide(table, "KID-lite0@96").loc["all held-out cells"]
+    at = {name.split(" (n")[0]: value for name, value in text.items()}
+    assert at["Untrained"].startswith("0.9 ") and at["Autoencoder only"].startswith("0.01 ")
+    assert at["Copy of the training set"].startswith("0.02 ") and at["Shuffled attributes"] == "not available"
+    assert at["Real training images (floor)"] == tables.NO_FLOOR, "nobody can have a floor there"
+
+
+def test_kid_by_category_has_its_interval_its_training_images_and_its_patients():
+    rows = made_up()
+    like = rows[(rows["group_kind"] == "sex") & (rows["metric"] == "FID") & rows["method"].isin(["text", "copy"])]
+    note = np.where(like["group"] == "Female", "120 images of 50 patients", "")
+    note = np.where(like["method"] == "copy", "120 images of 9 patients", note)
+    kid = like.assign(metric="KID", value=0.5, lo=0.4, hi=0.6, note=note)
+    nobody = kid.assign(group_kind="race", group="Black", n=0, value=np.nan, note="ineligible: n = 0 < 2")
+    kid = pd.concat([kid, nobody.drop_duplicates("method")])
+    table = tables.table2(frames.over_seeds(pd.concat([rows, kid])), SCHEMA, COUNTS, "chest")
+    text = rendering.wide(table, "KID-lite0@96 by category")
+    assert list(text.index) == ["sex Male", "sex Female (120 images of 50 patients)"]
+    assert set(text["Text baseline (n = 120)"]) == {"0.5 [0.4, 0.6]"}
+    both = [sum(n for name, n in COUNTS.items() if f" {sex} " in name) for sex in ("Male", "Female")]
+    assert list(text["training images"]) == [str(n) for n in both]
+    notes = [line for line in rendering.footnotes(table) if "patients" in line]
+    assert len(notes) == 1 and notes[0].startswith("Copy of the training set: ")
+    assert "by category" not in " ".join(tables.table2(frames.over_seeds(rows), SCHEMA, COUNTS, "chest")["panel"])
+
+
+def test_equity_has_its_sums_and_that_of_accuracy_where_the_results_hold_them(results):
+    rows = made_up()
+    like = rows[(rows["metric"] == "ES-FID") & (rows["method"] == "hcn")]
+    new = [like.assign(metric="ES-FID-sum", value=31.0)]
+    new += [like.assign(stage="alignment", extractor="judge", metric=m, value=v)
+            for m, v in (("ES-accuracy", 0.5), ("ES-accuracy-mean", 0.625))]  # fmt: skip
+    table = tables.table1(frames.over_seeds(pd.concat([rows, *new])), SCHEMA, "chest")
+    table = {(row.key, row.column): row.value for row in table.itertuples()}
+    assert table["hcn", "ES-FID-sum-lite0@96 race"] == 31.0
+    assert (table["hcn", "ES-accuracy sex"], table["hcn", "ES-accuracy-mean sex"]) == (0.5, 0.625)
+    old = set(tables.table1(results, SCHEMA, "chest")["column"])
+    assert not [c for c in old if "-sum" in c or "ES-accuracy" in c]
+
+
 def test_ablation_table_only_with_ablation_methods(results):
     assert tables.table5(results, SCHEMA).empty
     full = frames.over_seeds(made_up(methods=[*config.MAIN_METHODS, "hcn_no_aux"]))
