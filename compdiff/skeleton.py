@@ -28,7 +28,7 @@ these files comes from {title}. Only names, folders and columns are those of its
 PATIENTS = 24
 SPLITS = ("train",) * 4 + ("val", "test")  # patient by patient, again and again
 SIZE = 128  # pixels of a chest image
-NIH_NAMES = {"Pleural Effusion": "Effusion"}
+NIH_NAMES = {"Pleural Effusion": "Effusion"}  # besides their own
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def _shots(manifest: Manifest, patients: int) -> Iterator[Shot]:
         for number in range(2 if n % 3 == 0 else 1):
             drawn = phantoms.draw(manifest.modality, f"skeleton-{n}-{number}", drawn_as, seed=0, size=64)
             known = phantoms.LABELS[manifest.modality]
-            labels = {NIH_NAMES.get(k, k): known[k].index(v) for k, v in drawn.labels.items()}
+            labels = {k: known[k].index(v) for k, v in drawn.labels.items()}
+            labels |= {name: labels[k] for k, name in NIH_NAMES.items() if k in labels}
             pixels = np.asarray(Image.fromarray(drawn.image).resize((SIZE, SIZE)))
             values = {label: labels.get(label, 0) for label in manifest.labels}
             split = SPLITS[n % len(SPLITS)]
