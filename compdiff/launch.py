@@ -19,6 +19,7 @@ from compdiff import config, datasets, diffusion, evaluate, features, latents, m
 from compdiff.diffusion import Denoiser
 from compdiff.interfaces import NoConditioner
 from compdiff.paths import RunFolder
+from compdiff.progress import interactive
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def generate(job: Job, accelerator: Accelerator) -> str:
     else:
         model, parts = methods.restore(method, folder.train(method), base, data.schema, c)
         named, checkpoint = parts.named, record.sha256_file(folder.train(method) / "weights.safetensors")
-    bar, made = accelerator.is_main_process and train.interactive(), {}
+    bar, made = accelerator.is_main_process and interactive(), {}
     for name in sample.set_names(method, job.strategies.split()):
         rows = sample.set_rows(data, name, job.settings())
         made[name] = sample.generate(

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from compdiff import record, shards
+from compdiff.progress import interactive
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def write(folder: Path, tasks: Sequence[Task], size: int, common: object, worker
     entries: list[dict] = []
     rejects: list[dict] = []
     seen: set[str] = set()
-    with tqdm(total=len(tasks), unit="image", disable=None) as bar:  # None: only in a terminal
+    with tqdm(total=len(tasks), unit="image", disable=not interactive()) as bar:
         for split, group in itertools.groupby(tasks, key=lambda task: task.split):
             if split in seen:
                 raise ValueError(f"split {split!r} comes in two pieces")

@@ -11,16 +11,21 @@ from compdiff.datasets import SPLITS, Data
 
 @plots.styled
 def datasheet(data: Data) -> Figure:
-    """Three panels: training images per cell (largest first, held-out cells marked), ages, share of every finding."""
+    """Three panels: training images per cell (largest first, held-out cells marked), ages, share of every finding.
+
+    A test set from outside has no training images: there the first panel counts its test images.
+    """
     splits = [split for split in SPLITS if split in data.index["images"]]
     fig = plots.figure(plots.PAGE, 2.6)
     cells, ages, findings = fig.subplots(1, 3)
-    counts = data.cell_counts("train").sort_values(ascending=False, kind="stable")
+    main = splits[0]  # train; of a test set from outside: test
+    called = "training" if main == "train" else main
+    counts = data.cell_counts(main).sort_values(ascending=False, kind="stable")
     held = counts.index.isin(data.index["held_out"])
     places = np.arange(len(counts))
     cells.bar(places, counts.to_numpy(), color=plots.PALETTE[0], width=1.0)
     cells.plot(places[held], np.full(held.sum(), 0.6), "x", color=plots.PALETTE[3], markersize=4, label="held out")
-    cells.set(yscale="log", ylim=(0.5, None), xlabel=f"{len(counts)} cells, largest first", ylabel="training images", xticks=[],
+    cells.set(yscale="log", ylim=(0.5, None), xlabel=f"{len(counts)} cells, largest first", ylabel=f"{called} images", xticks=[],
               title=f"{(counts == 0).sum()} cells without an image")  # fmt: skip
     if held.any():
         cells.legend()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -58,10 +59,17 @@ def gallery(
 
 
 def cell_map(values: np.ndarray, schema: Schema, held_out: Sequence[tuple[int, ...]], form: str = "{:g}") -> Image:
-    """One number per cell of a three-attribute schema, [C_0, C_1, C_2]; held-out cells hatched, colour logarithmic."""
-    first, second, third = schema.attributes
+    """One number per cell, [C_0, C_1, ...]: lines are the first attribute, columns the others, the last fastest.
+
+    Held-out cells are hatched; the colour is logarithmic. ValueError where no number is above zero.
+    """
+    first, *others = schema.attributes
     wide = values.reshape(len(first), -1)
-    figure = Figure(figsize=(1.6 + 0.62 * wide.shape[1], 0.6 + 0.4 * len(first)), dpi=80)
+    if not (wide > 0).any():
+        raise ValueError("no cell holds anything: there is no map to draw")
+    names = ["\n".join(words) for words in itertools.product(*(a.categories for a in others))]
+    broad = max(0.62, 0.058 * max(len(word) for name in names for word in name.split("\n")))  # inches of a column
+    figure = Figure(figsize=(1.6 + broad * wide.shape[1], 0.4 + 0.1 * len(others) + 0.4 * len(first)), dpi=80)
     ax = figure.subplots()
     ax.imshow(np.log10(np.maximum(wide, wide[wide > 0].min())), cmap="Blues", aspect="auto")
     light = wide < np.sqrt(wide.max() * wide[wide > 0].min())
@@ -75,10 +83,10 @@ def cell_map(values: np.ndarray, schema: Schema, held_out: Sequence[tuple[int, .
             fontsize=8,
             color="black" if light[i, j] else "white",
         )
-    for a, b, c in held_out:
-        corner = (b * len(third) + c - 0.5, a - 0.5)
+    for i, *rest in held_out:
+        j = np.ravel_multi_index(rest, schema.sizes[1:])
+        corner = (j - 0.5, i - 0.5)
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor="#d55e00", linewidth=1.5))
-    names = [f"{s}\n{t}" for s in second.categories for t in third.categories]
     ax.set_xticks(range(len(names)), names, fontsize=7)
     ax.set_yticks(range(len(first)), first.categories, fontsize=7)
     ax.set_ylabel(first.name)

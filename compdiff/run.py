@@ -64,6 +64,10 @@ def check(project: Project, request: Request, todo: Sequence[Step], heading: str
     problems = []
     for dataset in request.datasets:
         manifest = project.manifest(dataset)
+        external = manifest.get("split", {}).get("rule") == "external"
+        if external and any(step.dataset == dataset and step.stage.after for step in todo):
+            remedy = f"STAGES=01_data_prep prepares it, and EXTERNAL={dataset} beside another dataset uses it"
+            problems.append(f"{dataset} is a test set, nothing can train on it: {remedy}")
         if manifest.get("access") == "generated":
             continue
         where = f"{manifest.get('title', dataset)}: {manifest.get('access', '')}; source: {manifest.get('source', '')}"
@@ -76,7 +80,7 @@ def check(project: Project, request: Request, todo: Sequence[Step], heading: str
         elif not Path(request.data_root).expanduser().is_dir():
             problems.append(f"{dataset}: DATA_ROOT={request.data_root} is not a folder. {where}")
         own = config.settings(request.profile, dataset, **request.overrides).base_model
-        if own.base == "tiny" and not own.vae_steps and request.profile != "smoke":
+        if own.base == "tiny" and not own.vae_steps and request.profile != "smoke" and not external:
             problems.append(f"{dataset}: the shipped base knows phantoms only; adapt it: VAE_STEPS=600 UNET_STEPS=600")
     for dataset in request.datasets if request.prompts_file else ():
         if project.family(dataset):

@@ -10,8 +10,6 @@ import contextlib
 import functools
 import hashlib
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -34,6 +32,7 @@ from compdiff.config import Config, TrainConfig, flat
 from compdiff.diffusion import Denoiser, Diffusion, trainable
 from compdiff.interfaces import Conditioner, Reweighter
 from compdiff.latents import Latents, Rows
+from compdiff.progress import interactive
 
 TIMEOUT = timedelta(minutes=10)  # a process that has not answered for so long is given up
 SHARDING = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -243,11 +242,6 @@ def inputs_hash(config: Config, base_sha256: str, data: Latents, valid: Latents,
     settings = {"train": asdict(config.train), "hcn": asdict(config.hcn), "fair": asdict(config.fair)}
     rest = {"seed": seed, "columns": columns, "objects": [o.__name__ for o in (*objects, denoiser)]}
     return record.sha256_json([settings, rest, base_sha256, digest.hexdigest(), code])
-
-
-def interactive() -> bool:
-    """True in a terminal and in JupyterLab; False under papermill, nbval and in a pipe (no progress bars there)."""
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
 
 
 def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid: Latents, conditioner: Conditioner, reweighter: Reweighter,

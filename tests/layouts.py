@@ -39,6 +39,8 @@ class Tree:
     def image(self, row):
         text = self.rows[row - 2][self.head("image")]
         stem = text.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        if self.dataset == "fairgenmed" and self.raw["files"]["kinds"] == ["jpg"]:  # it stands beside the NPZ
+            stem = stem.replace("data", "slo_fundus")
         (found,) = [p for p in self.root.rglob(f"{stem}.*") if self.dataset != "chexpert" or str(p).endswith(text)]
         return found
 

@@ -8,12 +8,14 @@ import pytest
 from layouts import LAYOUTS, SIZE, contents
 from PIL import Image
 
-from compdiff import skeleton
+from compdiff import pictures, skeleton
 from compdiff.problems import DataError
+
+KINDS = [*((d, "") for d in LAYOUTS), ("mimic", "dcm"), ("fairgenmed", "jpg")]
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("dataset, kind", [*((d, "") for d in LAYOUTS), ("mimic", "dcm"), ("fairgenmed", "jpg")])
+@pytest.mark.parametrize("dataset, kind", KINDS)
 def test_a_tree_in_the_layout_is_read(copy, dataset, kind, capfd):
     tree = copy(dataset, kind)
     data = tree.prepare()
@@ -122,7 +124,8 @@ def _escape(tree):
 
 
 def _truncate(tree):
-    tree.image(2).write_bytes(tree.image(2).read_bytes()[:900])
+    content = tree.image(2).read_bytes()
+    tree.image(2).write_bytes(content[: len(content) // 2])
 
 
 def _placeholder(tree):
@@ -131,6 +134,8 @@ def _placeholder(tree):
         with np.load(path) as arrays:
             content = dict(arrays) | {"slo_fundus": np.zeros((1, 1, 3), np.uint8)}
         np.savez(path, **content)
+    elif path.suffix == ".dcm":
+        skeleton.save_dicom(np.zeros((1, 1), np.uint16), path, "MONOCHROME2")
     else:
         Image.new("L", (1, 1)).save(path)
 
@@ -143,6 +148,12 @@ def _two_sexes(tree):
         tree.set(3, "sex", texts[tree.rows[0][tree.head("sex")]])
 
 
+def _which_differs(tree):
+    if tree.dataset == "fairgenmed":
+        return "row 3, column filename: same image as row 2"
+    return f"row 3, column {tree.head('sex')}: differs from row 2, the same patient"
+
+
 DEFECTS = {
     "wrong column": (lambda t: _rename(t, "age"), "row 1, column"),
     "age -3": (lambda t: t.set(2, "age", "-3"), "outside 0-120 years"),
@@ -151,7 +162,7 @@ DEFECTS = {
     "Non-Hispanic as race": (lambda t: t.set(2, "race", "Non-Hispanic"), "unknown category"),
     "OTHER": (lambda t: t.set(2, "race", "OTHER"), "missing, or none of the categories"),
     "no race": (lambda t: t.set(2, "race", ""), "missing"),
-    "one id, two sexes": (_two_sexes, "row"),
+    "one id, two sexes": (_two_sexes, _which_differs),
     "path with ..": (_escape, "path leaves the data folder"),
     "truncated": (_truncate, "truncated or not"),
     "1x1": (_placeholder, "1x1 pixels: a placeholder"),
@@ -164,10 +175,11 @@ LET_GO = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dataset", LAYOUTS)
+@pytest.mark.parametrize("dataset, kind", KINDS)
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_defect_is_refused_or_left_out(copy, dataset, defect):
-    tree = copy(dataset)
+def test_a_defect_is_refused_or_left_out(copy, capfd, recwarn, dataset, kind, defect):
+    tree = copy(dataset, kind)
+    names = tree.identifiers()
     if dataset == "chexpert":  # its race counts where the ethnicity does not decide
         tree.rows[0]["ETHNICITY"] = "Non-Hispanic/Non-Latino"
     spoil, says = DEFECTS[defect]
@@ -183,8 +195,24 @@ def test_a_defect_is_refused_or_left_out(copy, dataset, defect):
         assert len(found) == 1 and found.index[0].startswith(LET_GO[defect]) and found.iloc[0] == 1
         assert len(data.table) == len(whole.table) - 1
     lines = tree.refused()
-    wanted = {"one id, two sexes": "row 3"}.get(defect, "row")
+    says = says if isinstance(says, str) else says(tree)
+    wanted = {"wrong column": "row 1, ", "one id, two sexes": "row 3, "}.get(defect, "row 2, ")
     assert any(says in line and wanted in line and " -> " in line for line in lines), lines
+    said = "".join(capfd.readouterr()) + " ".join(str(w.message) for w in recwarn)
+    assert not [name for name in names if name in said]
+
+
+@pytest.mark.parametrize("dataset, kind", [("mimic", ""), ("mimic", "dcm"), ("fairgenmed", "jpg")])
+def test_an_image_cut_anywhere_is_noticed_and_not_named(copy, capfd, recwarn, caplog, dataset, kind):
+    tree = copy(dataset, kind)
+    path = tree.image(2)
+    whole = path.read_bytes()
+    assert pictures.image_problem(path, slo=dataset == "fairgenmed") is None
+    for cut in [*range(0, 1000, 41), len(whole) // 2, len(whole) * 9 // 10]:
+        path.write_bytes(whole[:cut])
+        assert pictures.image_problem(path, slo=dataset == "fairgenmed"), cut
+    said = "".join(capfd.readouterr()) + caplog.text + " ".join(str(w.message) for w in recwarn)
+    assert path.stem not in said
 
 
 @pytest.mark.parametrize("dataset", LAYOUTS)

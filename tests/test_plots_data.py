@@ -24,3 +24,10 @@ def test_the_picture_holds_the_counts_and_shares(data, tmp_path):
     assert len(findings.get_yticks()) == len(data.label_names)
     plots.save(fig, tmp_path, "datasheet")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["datasheet.png", "datasheet.svg"]
+
+
+def test_a_test_set_from_outside_shows_its_test_images(copy):
+    data = copy("chexpert").prepare()
+    cells, ages, _ = plots_data.datasheet(data).axes
+    assert sum(bar.get_height() for bar in cells.patches) == len(data.rows("test")) and cells.get_ylabel() == "test images"
+    assert [text.get_text() for text in ages.get_legend().get_texts()] == ["test", "zero_shot"]

@@ -89,6 +89,17 @@ def test_a_write_that_fails_leaves_nothing_that_looks_done(copy, tmp_path):
     assert contents(tree.prepare(tmp_path / "data").folder) == whole
 
 
+def test_progress_is_shown_to_a_person_only(copy, tmp_path, monkeypatch, capfd):
+    tree = copy("folder")
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    whole = tree.prepare(tmp_path / "in a pipe")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook in JupyterLab")
+    tree.prepare(tmp_path / "in a notebook")
+    assert f" {len(whole.table)}/{len(whole.table)} " in capfd.readouterr().err
+    assert contents(tmp_path / "in a pipe") == contents(tmp_path / "in a notebook")
+
+
 def test_images_are_not_all_held_at_once(tmp_path):
     lock, state = threading.Lock(), {"made": 0, "most": 0, "taken": 0}
 

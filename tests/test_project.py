@@ -19,7 +19,7 @@ from compdiff import config, execute, methods, paths, sources, stages
 
 # Imports point to the same row or to one above it (tests/test_project.py is where a new module is declared).
 LAYERS = {
-    "ground": {"paths", "config", "attributes", "record", "sources", "devices", "budget", "sharded"},
+    "ground": {"paths", "config", "attributes", "record", "sources", "devices", "budget", "sharded", "progress"},
     "data": {
         "raster", "painters", "phantoms", "estimate", "problems", "pictures", "columns", "manifests", "sheet", "nih",
         "parts", "adapters", "cohorts", "prompts", "shards", "datasheet", "datasets", "skeleton", "heart", "cardiac",

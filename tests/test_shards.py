@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from compdiff import parts, shards
 
@@ -242,3 +243,24 @@ def test_shares_are_those_of_webdataset(monkeypatch):
     for share in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="share"):
             shards.share_of(items, share)
+
+
+def test_webdataset_shares_our_tars_out_over_nodes_and_workers(tmp_path, monkeypatch):
+    entries = [_write(tmp_path, _samples(3, f"part{k}"), f"part{k}") for k in range(7)]
+    ids = sorted(f"part{k}-{n}" for k in range(7) for n in range(3))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def read(node, **splitters):
+        """Ids that one of the two nodes gets from its two loading processes."""
+        monkeypatch.setenv("RANK", str(node))
+        urls = [str(tmp_path / entry["file"]) for entry in entries]
+        samples = webdataset.WebDataset(urls, shardshuffle=False, **splitters)
+        return [sample["__key__"] for sample in DataLoader(samples, batch_size=None, num_workers=2)]
+
+    both = {"nodesplitter": webdataset.split_by_node, "workersplitter": webdataset.split_by_worker}
+    found = [read(node, **both) for node in range(2)]
+    assert sorted(found[0] + found[1]) == ids
+    for node in range(2):
+        mine = {entry["split"] for entry in shards.share_of(entries, (node, 2))}
+        assert {key.split("-")[0] for key in found[node]} == mine, "the node's shards are those that our own steps take"
+    assert sorted(read(0, **both | {"workersplitter": None})) == sorted(2 * found[0]), "else both workers read all of them"

@@ -428,6 +428,39 @@ def test_a_loss_that_is_not_a_number_raises_and_leaves_no_result(tiny_root, tmp_
     assert not (tmp_path / "weights.safetensors").exists() and not (tmp_path / "checkpoint.safetensors").exists()
 
 
+# --- less memory, less precision -----------------------------------------------------------------------------------
+@pytest.fixture
+def any_precision():
+    """accelerate keeps one precision for a whole process: it is forgotten before and after."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_gradient_checkpointing_computes_blocks_again_and_changes_no_bit(tiny_root, tmp_path):
+    seen = {}
+    for name, on in (("kept", False), ("again", True)):
+        arguments, parts = tiny.inputs(tiny_root, "hcn", tiny.config(tiny_root, "hcn", steps=3, gradient_checkpointing=on))
+        passes = seen[name] = []
+        block = arguments[1].unet.down_blocks[0].resnets[0]
+        block.register_forward_pre_hook(lambda *given, passes=passes: passes.append(torch.is_grad_enabled()))
+        train.run(*arguments, tmp_path / name, parts.columns)
+    assert (sum(seen["kept"]), sum(seen["again"])) == (3, 6), "forward once, and once more on the way back"
+    assert distance(weights(tmp_path / "kept"), weights(tmp_path / "again")) == 0
+
+
+def test_bf16_trains_almost_as_float32_does(tiny_root, tmp_path, any_precision):
+    exact = tiny.fit(tiny_root, "hcn", tmp_path / "no", steps=3)
+    AcceleratorState._reset_state()
+    rough = tiny.fit(tiny_root, "hcn", tmp_path / "bf16", steps=3, precision="bf16")
+    for name in ("loss", "grad_norm"):
+        error = (rough[name] / exact[name] - 1).abs()
+        assert 0 < error.max() < 0.02, name  # 8 bits of mantissa: each operation errs by at most 2^-9 = 0.2 %
+    found = weights(tmp_path / "bf16")
+    assert {value.dtype for value in found.values()} == {torch.float32}, "autocast: the weights themselves stay as they were"
+    assert 0 < distance(found, weights(tmp_path / "no"))
+
+
 # --- what is trained -----------------------------------------------------------------------------------------------------
 def test_lora_trains_adapters_only_and_loads_back(tiny_root, tmp_path):
     c = tiny.config(tiny_root, steps=3, lora_rank=2, trained=("unet",), lr=1e-2, ema=False)
