@@ -47,7 +47,7 @@ def studio_root(tiny_root, tmp_path_factory):
 def trees(tmp_path_factory):
     made = {}
     for dataset, kind in [*((d, "") for d in LAYOUTS), ("mimic", "dcm")]:
-        made[dataset, kind] = skeleton.write(dataset, tmp_path_factory.mktemp(dataset) / "tree", kind)
+        made[dataset, kind] = skeleton.write(dataset, tmp_path_factory.mktemp(dataset) / "tree", kind, patients=24)
     made["fairgenmed", "jpg"] = made["fairgenmed", ""]
     return made
 
