@@ -25,7 +25,7 @@ README = """{title}: a rehearsal tree, written by compdiff/skeleton.py.
 Every image here is a PHANTOM, drawn by compdiff/phantoms.py. No patient is shown, all ids are invented, and nothing in
 these files comes from {title}. Only names, folders and columns are those of its release.
 """
-PATIENTS = 24
+PATIENTS = 240  # a sixth of their images is test: more than the 30 that FID asks for
 SPLITS = ("train",) * 4 + ("val", "test")  # patient by patient, again and again
 SIZE = 128  # pixels of a chest image
 NIH_NAMES = {"Pleural Effusion": "Effusion"}  # besides their own

@@ -55,7 +55,7 @@ def heart_root(studio_root, tmp_path_factory):
 def trees(tmp_path_factory):
     made = {}
     for dataset, kind in [*((d, "") for d in LAYOUTS), ("mimic", "dcm")]:
-        made[dataset, kind] = skeleton.write(dataset, tmp_path_factory.mktemp(dataset) / "tree", kind)
+        made[dataset, kind] = skeleton.write(dataset, tmp_path_factory.mktemp(dataset) / "tree", kind, patients=24)
     made["fairgenmed", "jpg"] = made["fairgenmed", ""]
     return made
 

@@ -199,7 +199,7 @@ def test_the_door_writes_a_skeleton_and_nothing_over_it(tmp_path, capsys):
     words = ["skeleton", "DATASETS=mimic", f"DATA_ROOT={tmp_path / 'tree'}"]
     assert run.main(words) == 0
     files = contents(tmp_path / "tree")
-    assert "PHANTOM" in files["README.txt"].decode() and len([f for f in files if f.endswith(".jpg")]) == 32
+    assert "PHANTOM" in files["README.txt"].decode() and len([f for f in files if f.endswith(".jpg")]) == 320
     assert all(f.startswith("files/p99/p99") for f in files if f.endswith(".jpg")), "ids outside the release's range"
     assert run.main(words) == 2 and "is not empty" in capsys.readouterr().err
     assert run.main(["skeleton", "DATASETS=chest", f"DATA_ROOT={tmp_path / 'x'}"]) == 2
@@ -208,7 +208,7 @@ def test_the_door_writes_a_skeleton_and_nothing_over_it(tmp_path, capsys):
 
 
 def test_the_nih_skeleton_is_read(tmp_path):
-    skeleton.write("nih", tmp_path / "tree")
+    skeleton.write("nih", tmp_path / "tree", patients=24)
     datasets.prepare("nih", tmp_path / "data", DataConfig(size=SIZE), str(tmp_path / "tree"))
     data = datasets.load(tmp_path / "data")
     assert len(data.table) + len(data.index["excluded"]) == 32 and set(data.index["images"]) >= {"train", "val", "test"}
