@@ -290,9 +290,11 @@ def run_row(bench: Bench, strategy: Strategy, method: str, label: str = "") -> I
 
 
 def said(error: FileNotFoundError, strategy: Strategy) -> str:
-    """A missing file as the note of a row: no folder of this machine in it."""
+    """A missing file as the note of a row: no folder of this machine in it, and no image's id."""
     if error.filename:
-        return f"not available: {'/'.join(Path(error.filename).parts[-5:])}; {REMEDY.format(strategy.id)}"
+        lost = Path(error.filename)
+        where = "/".join(lost.parts[-5:-1]) + "/an image" if lost.suffix == ".png" else "/".join(lost.parts[-5:])
+        return f"not available: {where}; {REMEDY.format(strategy.id)}"
     return f"not available: {error}" + ("" if "remedy" in str(error) else f"; {REMEDY.format(strategy.id)}")
 
 
