@@ -7,11 +7,12 @@ the time that they take one after the other on both.
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from threading import Event
+from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
 from typing import TypeVar
 
 import psutil
@@ -20,6 +21,7 @@ from compdiff.request import Request
 from compdiff.stages import Step, before
 
 T = TypeVar("T")
+GLANCE = 0.2  # seconds between two looks at whether Ctrl-C was pressed
 NOTEBOOK = 1.5 * 2**30  # bytes of memory that one may need at demo size
 
 
@@ -72,35 +74,56 @@ def carry_out(
     All trainings go before the first generation, all generations before the first figure: so that at the end, too,
     there is more than one to do.
     If one fails, `told` gets the error; nothing new begins, but what is going goes on to its end. Then the first error
-    is raised, with further ones as its notes. On Ctrl-C the event that `work` was given is set; KeyboardInterrupt goes
-    on when all have ended, and a second Ctrl-C changes nothing.
+    is raised, with further ones as its notes. On Ctrl-C the event that `work` was given is set; KeyboardInterrupt comes
+    when all have ended, and a second Ctrl-C changes nothing.
     """
     depth, stopping, going, failed = depths(steps), Event(), dict[Future, Step](), list[BaseException]()
     waiting = sorted(steps, key=lambda step: depth[step.label])
-    with ThreadPoolExecutor(jobs) as pool:
+    with interrupts() as seen, ThreadPoolExecutor(jobs) as pool:
         try:
-            while waiting or going:
+            while going or (waiting and not seen):
+                if seen and not stopping.is_set():
+                    stopping.set()
+                    waiting.clear()
+                    print(f"ending {_notebooks(going)}, up to 10 s", flush=True)
                 unfinished = [*waiting, *going.values()]
                 for step in [s for s in waiting if not before(s, unfinished)][: jobs - len(going)]:
                     waiting.remove(step)
                     going[pool.submit(work, step, stopping)] = step
-                for done in wait(going, return_when=FIRST_COMPLETED).done:
+                for done in wait(going, GLANCE, return_when=FIRST_COMPLETED).done:
+                    step = going.pop(done)
+                    if seen:
+                        continue
                     if error := done.exception():
                         failed.append(error)
                         waiting.clear()
-                    told(going.pop(done), error or done.result())
-                if failed and going:
-                    print(f"nothing new begins; {_notebooks(going)} still at work (Ctrl-C ends them)", flush=True)
+                    told(step, error or done.result())
+                    if error and going:
+                        print(f"nothing new begins; {_notebooks(going)} still at work (Ctrl-C ends them)", flush=True)
         finally:
             stopping.set()
-            while left := [future for future in going if not future.done()]:
-                with suppress(KeyboardInterrupt):
-                    print(f"ending {_notebooks(left)}, up to 10 s", flush=True)
-                    wait(left)
+    if seen:
+        raise KeyboardInterrupt
     for further in failed[1:]:
         failed[0].add_note(f"failed too: {further}")
     if failed:
         raise failed[0]
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as a list that grows. As an exception it could strike `wait` while that holds a lock of a future, which
+    nobody would give back: the threads would never end. Where Ctrl-C is ignored, or in another thread, it stays so.
+    """
+    seen: list[int] = []
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield seen
+        return
+    usual = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _notebooks(some: Collection[object]) -> str:
