@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, diffusion, sample
+from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, sample, untrained
 
 LABEL = "heart failure"
 DIALS = dict(size=32, steps=3, lr=1e-2, validate_every=1.0, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18,
@@ -20,7 +20,7 @@ class World:
 
     def __init__(self, root):
         self.root = root
-        diffusion.build_tiny(base.corpus(), root / "tokenizer", size=32, width=16).save(root / "source")
+        untrained.build_tiny(base.corpus(), root / "tokenizer", size=32, width=16).save(root / "source")
         self.config = config.settings("smoke", "cardiac", base=str(root / "source"), **DIALS)
         self.studies = cardiac_cohorts.studies("cardiac", "", self.config)
         self.fold = cardiac_cohorts.folds(self.studies.table, LABEL, 3, ("sex",), seed=0)[0]
