@@ -230,7 +230,11 @@ class Data:
         return self.table[keep]
 
     def images(self, rows: pd.DataFrame | None = None) -> np.ndarray:
-        """uint8 [n, S, S] in the order of `rows`, found by their ids; reads (and keeps) only the splits it needs."""
+        """uint8 [n, S, S] in the order of `rows`, found by their ids.
+
+        A split of which at least half is asked for is read whole and kept in memory; else only the shards are read that
+        hold the rows, and nothing is kept.
+        """
         ids = (self.table if rows is None else rows)["id"]
         at = pd.Index(self.table["id"]).get_indexer(ids)
         if (at < 0).any():
@@ -240,22 +244,40 @@ class Data:
         for split in dict.fromkeys(splits[at]):
             here = splits[at] == split
             first = int((splits == split).argmax())  # the rows of a split stand together
-            out[here] = self._split_images(split)[at[here] - first]
+            out[here] = self._split_images(split, at[here] - first)
         return out
 
-    def _split_images(self, split: str) -> np.ndarray:
+    def _split_images(self, split: str, positions: np.ndarray) -> np.ndarray:
+        """Images at `positions` of a split, in that order."""
         if split not in self._cache:
-            ids = self.rows(split)["id"].tolist()
-            out = np.empty((len(ids), self.size, self.size), dtype=np.uint8)
-            entries = [entry for entry in self.index["shards"] if entry["split"] == split]
-            if sum(entry["n"] for entry in entries) != len(ids):
-                raise shards.ShardError(f"{self.folder}: samples.csv and the shards of {split} differ in number")
-            for n, (wanted, (row, image)) in enumerate(zip(ids, self.stream(split), strict=True)):
-                if row["id"] != wanted:
+            wanted, place = np.unique(positions, return_inverse=True)
+            n = int((self.table["split"] == split).sum())
+            if 2 * len(wanted) < n:
+                return self._read(split, wanted)[place]
+            self._cache[split] = self._read(split, np.arange(n))
+        return self._cache[split][positions]
+
+    def _read(self, split: str, wanted: np.ndarray) -> np.ndarray:
+        """uint8 [n, S, S] at the ascending positions `wanted` of a split, from the shards that hold them."""
+        ids = self.rows(split)["id"].tolist()
+        out = np.empty((len(wanted), self.size, self.size), dtype=np.uint8)
+        entries = [entry for entry in self.index["shards"] if entry["split"] == split]
+        if sum(entry["n"] for entry in entries) != len(ids):
+            raise shards.ShardError(f"{self.folder}: samples.csv and the shards of {split} differ in number")
+        stop = 0
+        for entry in entries:
+            start, stop = stop, stop + entry["n"]
+            low, high = np.searchsorted(wanted, (start, stop))
+            if low == high:
+                continue
+            asked = {int(wanted[k]) - start: k for k in range(low, high)}
+            samples = zip(ids[start:stop], shards.read(self.source, entry, self.size), strict=True)
+            for n, (expected, (row, image)) in enumerate(samples):
+                if row["id"] != expected:
                     raise shards.ShardError(f"{self.folder}: the shards of {split} are not in the order of samples.csv")
-                out[n] = image
-            self._cache[split] = out
-        return self._cache[split]
+                if n in asked:
+                    out[asked[n]] = image
+        return out
 
     def stream(self, split: str, skipped: list[str] | None = None) -> Iterator[tuple[dict, np.ndarray]]:
         """(row, image uint8 [S, S]) pairs of one split, one shard in memory at a time.
