@@ -1,8 +1,8 @@
 """01. Prepare a dataset once (`prepare`), read it everywhere (`load` -> `Data`).
 
 A prepared folder holds samples.csv (one row per image), shards/, index.json (counts and sha256 of everything) and a
-copy of its manifest; of real data also rejects.csv (images left out, with the reason) and datasheet.md. It is built
-aside and moved into place when complete, under a lock: whole or absent.
+copy of its manifest; of real data also rejects.csv (images left out: new name, row of the source's table, reason) and datasheet.md. It is
+built aside and moved into place when complete, under a lock: whole or absent.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _build(manifest: Manifest, wanted: Cohort, size: int, folder: Path, workers:
         "patients": {s: int(table["patient"][table["split"] == s].nunique()) for s in splits},
         "cells": {s: dict(zip(names, counts, strict=True)) for s, counts in cells.items()},
         "held_out": [manifest.schema.cell_name(c) for c in manifest.held_out],
-        "excluded": excluded,
+        "excluded": [{"id": entry["id"], "reason": entry["reason"]} for entry in excluded],
         "source_sha256": wanted.source,
         "manifest_sha256": manifest.sha256,
         "samples_sha256": record.sha256_file(folder / "samples.csv"),
@@ -156,7 +156,7 @@ def _build(manifest: Manifest, wanted: Cohort, size: int, folder: Path, workers:
     }
     index["sha256"] = record.sha256_json(index)
     if manifest.access != "generated":
-        text = pd.DataFrame(excluded, columns=["id", "reason"]).to_csv(index=False, lineterminator="\n")
+        text = pd.DataFrame(excluded, columns=["id", "row", "reason"]).to_csv(index=False, lineterminator="\n")
         record.write_text(folder / "rejects.csv", text)
         record.write_text(folder / "datasheet.md", datasheet.text(manifest, index, table))
     record.write_json(folder / "index.json", index)

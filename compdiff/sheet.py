@@ -56,6 +56,10 @@ class Sheet:
         self.header = {name: " or ".join(column.header) for name, column in self.columns.items()}
         self.rows: list[Record] = []
 
+    def where(self, row: Record) -> str:
+        """How a report names a row: by its place, never by what it holds."""
+        return f"{self.table}, row {row.line}"
+
     def bad(self, line: int, column: str, problem: str, remedy: str) -> None:
         self.problems.add(f"{self.table}, row {line}, column {self.header[column]}", problem, remedy)
 
