@@ -115,6 +115,34 @@ def test_mimic_sentences_become_prompts_and_may_not_name_anybody(copy):
     assert any("row 2, column final_sentence: repeats an identifier" in line for line in tree.refused())
 
 
+def test_a_patient_of_two_races_is_left_out_or_keeps_one_per_image(copy, tmp_path):
+    tree = copy("mimic")
+    for row in (2, 3, 4):  # the first patient has two images, the second gets to be the same: three rows of one patient
+        tree.set(row, "sex", "F")
+        tree.set(row, "race", ("OTHER", "WHITE", "ASIAN")[row - 2])
+    third, (patient, study) = tree.image(4), (tree.rows[0]["subject_id"], tree.rows[2]["study_id"])
+    tree.set(4, "patient", patient)
+    tree.set(4, "split", tree.rows[0][tree.head("split")])
+    place = tree.root / f"files/p{patient[:2]}/p{patient}/s{study}"
+    place.mkdir(parents=True)
+    third.rename(place / third.name)
+    data = tree.prepare(tmp_path / "strict")
+    rejects = pd.read_csv(data.folder / "rejects.csv").set_index("row")["reason"]
+    differs = "race differs between rows of the patient"
+    assert [rejects.get(f"{tree.file.name}, row {n}") for n in (2, 3, 4)] == [
+        "race missing, or none of the categories", differs, differs]  # fmt: skip
+    tree.raw["columns"]["race"]["per_patient"] = False
+    free = tree.prepare(tmp_path / "free")
+    assert len(free.table) >= len(data.table) + 1 and differs not in {e["reason"] for e in free.index["excluded"]}
+    tree.raw["columns"]["race"]["per_patient"] = True
+    (line,) = [line for line in tree.refused() if "row 4, column ethnicity: differs from row 3, the same patient" in line]
+    assert "per_patient: false" in line and "category_errors: exclude" in line
+    tree.set(4, "sex", "M")
+    tree.modes("exclude")
+    with pytest.raises(DataError, match="row 4, column gender: differs from row 2, the same patient -> correct one of them$"):
+        tree.prepare()
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 def _rename(tree, name):
     tree.header[tree.header.index(tree.head(name))] = "something else"
