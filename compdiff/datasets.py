@@ -258,25 +258,16 @@ class Data:
         return self._cache[split][positions]
 
     def _read(self, split: str, wanted: np.ndarray) -> np.ndarray:
-        """uint8 [n, S, S] at the ascending positions `wanted` of a split, from the shards that hold them."""
+        """uint8 [n, S, S] at the ascending positions `wanted` of a split."""
         ids = self.rows(split)["id"].tolist()
         out = np.empty((len(wanted), self.size, self.size), dtype=np.uint8)
         entries = [entry for entry in self.index["shards"] if entry["split"] == split]
         if sum(entry["n"] for entry in entries) != len(ids):
             raise shards.ShardError(f"{self.folder}: samples.csv and the shards of {split} differ in number")
-        stop = 0
-        for entry in entries:
-            start, stop = stop, stop + entry["n"]
-            low, high = np.searchsorted(wanted, (start, stop))
-            if low == high:
-                continue
-            asked = {int(wanted[k]) - start: k for k in range(low, high)}
-            samples = zip(ids[start:stop], shards.read(self.source, entry, self.size), strict=True)
-            for n, (expected, (row, image)) in enumerate(samples):
-                if row["id"] != expected:
-                    raise shards.ShardError(f"{self.folder}: the shards of {split} are not in the order of samples.csv")
-                if n in asked:
-                    out[asked[n]] = image
+        for n, (row, image) in enumerate(shards.read_at(self.source, entries, self.size, wanted)):
+            if row["id"] != ids[wanted[n]]:
+                raise shards.ShardError(f"{self.folder}: the shards of {split} are not in the order of samples.csv")
+            out[n] = image
         return out
 
     def stream(self, split: str, skipped: list[str] | None = None) -> Iterator[tuple[dict, np.ndarray]]:

@@ -148,6 +148,19 @@ def read_all(
             print(f"skipped {entry['n']} images: {error}", file=sys.stderr)
 
 
+def read_at(
+    where: str | Path, entries: Iterable[dict], size: int, wanted: np.ndarray
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """(row, image) pairs at the ascending positions `wanted` of all shards' samples; opens only the shards with one."""
+    stop = 0
+    for entry in entries:
+        start, stop = stop, stop + entry["n"]
+        low, high = np.searchsorted(wanted, (start, stop))
+        if low < high:
+            asked = set((wanted[low:high] - start).tolist())
+            yield from (pair for n, pair in enumerate(read(where, entry, size)) if n in asked)
+
+
 def members(path: str | Path, size: int, file: BinaryIO | None = None) -> Iterator[tuple[dict, np.ndarray]]:
     """(row, image) pairs of a tar of unknown hash. ShardError for anything but complete <id>.json, <id>.png pairs.
 
