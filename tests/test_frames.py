@@ -30,6 +30,23 @@ def test_a_seed_without_a_number_is_not_counted():
     assert np.isnan(row["std"])
 
 
+def test_a_note_that_differs_between_seeds_names_the_seed_it_is_of():
+    frame = made_up((0, 1, 2))
+    fid = (frame["metric"] == "FID") & (frame["group_kind"] == "overall")
+    frame.loc[fid, "note"] = [f"s = 0.{9 - s}" for s in frame.loc[fid, "seed"]]  # the first seed's is the largest
+    kid = (frame["metric"] == "KID") & (frame["group_kind"] == "overall") & (frame["seed"] == 1)
+    frame.loc[kid, "note"] = "ineligible: few"
+    precision = (frame["metric"] == "precision") & (frame["seed"] == 2)
+    frame.loc[precision, "note"] = "late"
+    frame.loc[frame["metric"] == "recall", "note"] = "the same"
+    results = frames.over_seeds(frame)
+    for metric, note in (("FID", "s = 0.9 (seed 0)"), ("KID", "ineligible: few (seed 1)"), ("precision", "late (seed 2)"),
+                         ("recall", "the same"), ("MS-SSIM-3 paired", "")):  # fmt: skip
+        assert set(Item("quality", metric).rows(results)["note"]) == {note}
+    age = results[results["metric"] == "disease AUROC"]
+    assert set(age["note"]) == {"mean of No Finding, Pneumothorax"}
+
+
 def test_several_seeds_give_differences_an_interval_of_paired_values():
     """Against scipy's one-sample t-interval of the seeds' differences; methods that move together differ clearly."""
     frame = made_up((0, 1, 2))
