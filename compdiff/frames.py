@@ -5,11 +5,9 @@ In: rows of record.RESULT_COLUMNS. Out of `over_seeds`: one row per number, with
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -116,32 +114,6 @@ def note_of_one_seed(frame: pd.DataFrame, differ: np.ndarray) -> np.ndarray:
     rank = np.where(frame["note"].str.startswith("ineligible"), 0, np.where(frame["note"] != "", 1, 2))
     first = frame.assign(rank=rank).sort_values(["number", "rank", "seed"]).drop_duplicates("number")
     return np.where(differ, first["note"] + " (seed " + first["seed"].astype(str) + ")", first["note"])
-
-
-# --- runs with other settings -----------------------------------------------------------------------------------------
-def read_dials(folders: Sequence[Path], seeds: Sequence[int]) -> dict[float, pd.DataFrame]:
-    """{`interaction` of a run's phantoms: its `over_seeds` of notebook 06}, over those of `seeds` that all runs share.
-
-    folders: `<runs>/<profile>/<dataset>` of each run. Runs without the dial (real data), or with none of the seeds, are
-    left out; empty when the others share none. ValueError names two runs with the same dial: which would be drawn?
-    """
-    found: dict[float, dict[int, Path]] = {}  # dial: results of each seed
-    whose: dict[float, str] = {}
-    for folder in folders:
-        files = {seed: folder / f"seed{seed}" / "results" / "06_metrics.csv" for seed in seeds}
-        files = {seed: file for seed, file in files.items() if file.is_file()}
-        index = folder / "data" / "index.json"
-        if not (files and index.is_file()):
-            continue
-        dial, name = json.loads(index.read_text())["settings"].get("interaction"), "/".join(folder.parts[-3:])
-        if dial is None:
-            continue
-        if dial in found:
-            remedy = "remedy: move one of them away, or give it another INTERACTION"
-            raise ValueError(f"{whose[dial]} and {name} both have interaction = {dial:g}; {remedy}")
-        found[dial], whose[dial] = files, name
-    shared = [seed for seed in seeds if all(seed in files for files in found.values())]
-    return {dial: over_seeds(record.load_results([files[s] for s in shared])) for dial, files in found.items() if shared}
 
 
 # --- one number -----------------------------------------------------------------------------------------------------

@@ -131,14 +131,15 @@ def published_pages(numbers: pd.DataFrame, pairs: pd.DataFrame) -> Pages:
     if numbers.empty:
         return {}
     rows = {}
-    for (table, metric, group), part in numbers.groupby(["table", "metric", "group"], sort=False):
+    for (table, metric, group, pairing), part in numbers.groupby(["table", "metric", "group", "pairing"], sort=False):
         other = other_metric(part, metric)
         own = [shown({**r, "value": r["ours"], "column": "", "key": ""}).split(":")[0] for r in part.to_dict("records")]
         own = [f"{other} {text}" if other and text[:1].isdigit() else text for text in own]
         why = dict.fromkeys(n.removeprefix(f"{NOT_AVAILABLE}: ") for n in part["note"] if n)
         printed = [number(v) + (f" ({number(s)})" if pd.notna(s) else "")
                    for v, s in zip(part["published"], part["published std"], strict=True)]  # fmt: skip
-        rows[f"{table}: {metric}{f' (ours: {other})' if other else ''}, {group}"] = {
+        other = f"reading: {pairing}" if pairing else f"ours: {other}" if other else ""
+        rows[f"{table}: {metric}{f' ({other})' if other else ''}, {group}"] = {
             "published": " / ".join(printed), "ours": in_turn(own), "n": number_range(part["n"].dropna()),
             "seeds": number_range(part["seeds"].dropna()),
             "differs, or why not": "; ".join([*filter(None, part["differs"].unique()), *why]),

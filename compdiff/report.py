@@ -92,7 +92,8 @@ def downstream_lines(results: pd.DataFrame) -> list[str]:
     if (here["setting"] == CHANCE).any():
         rule += (f" {CHANCE} is 1a once more with other seeds, so its difference is what chance alone makes: it is "
                  "counted nowhere, and differences that are no larger say so. A larger one has beaten one draw of "
-                 "chance, not all.")  # fmt: skip
+                 "chance, not all; a small p of its own says that p knows of other test patients, not of other "
+                 "trainings.")  # fmt: skip
     rule += (" All strategies take equally many optimiser steps. The generators' base learnt from further phantoms "
              "(real data: from further images), so a gain of 1b is not a gain at equal data.")  # fmt: skip
     lines = ["## Downstream: against real images only (1a)", "", rule, ""]

@@ -35,8 +35,9 @@ ES_LABELS = (
 )
 NO_FLOOR = "no training images of these cells"  # real_train where training held them out
 BLUR = (
-    "Suspected copies (pixels): blur alone brings an image nearer to all others. *Autoencoder only* is new images, slightly "
-    "blurred, so what alarms there is no copy: read a method's share beside that row, not beside the declared rate."
+    "Suspected copies (pixels): blur alone brings an image nearer to all others. The images of the row Autoencoder only "
+    "are new and merely blurred, so what alarms there is no copy: read a method's share beside that row, not beside the "
+    "declared rate."
 )
 
 
