@@ -96,6 +96,39 @@ def test_shuffled_holds_the_same_images_in_another_order(ref):
     assert all((at[i.tobytes()] == f).all() for i, f in zip(mixed.images, mixed.features, strict=True))
 
 
+@pytest.mark.parametrize("per_patient", [1, 4])
+def test_shuffling_changes_no_overall_distance_nor_its_interval(per_patient):
+    here = make_reference(seed=9, per_patient=per_patient)
+    s = fake(here)
+    mixed = controls.shuffled(s, 0)
+    patient = {f.tobytes(): p for f, p in zip(s.features, s.patients, strict=True)}
+    assert [patient[f.tobytes()] for f in mixed.features] == mixed.patients.tolist(), "an image keeps its patient"
+    assert (mixed.at == s.at).all() and (mixed.patients != s.patients).any(), "and answers another request"
+    rows = [evaluate.distances(x, here, 40, 0) for x in (s, mixed)]
+    for metric in ("FID", "KID"):
+        one, other = (value(r, metric) for r in rows)
+        assert [one[k] for k in ("value", "lo", "hi")] == pytest.approx([other[k] for k in ("value", "lo", "hi")], rel=1e-9)
+
+
+def test_the_floors_kid_is_0_and_a_worse_sets_is_not(ref):
+    """Training patients of the same cells as the test patients: over many such training sets the mean is 0, and the
+    interval nearly always holds it. The same images moved a little are found."""
+    values, holds = [], []
+    for seed in range(60):
+        table, features, images = people(120, 100 + seed)
+        s = controls.real_train(ref, table, images, features, seed)
+        drawn, everyone = evaluate.draws(s, ref, 100, 0), np.ones(len(s.at), bool)
+        value, resampled = evaluate.kid_of(s, ref, everyone, *drawn)
+        lo, hi = np.quantile(resampled, [0.025, 0.975])
+        values.append(value)
+        holds.append(lo <= 0 <= hi)
+    assert np.mean(holds) >= 0.9
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(60)
+    worse = replace(s, features=s.features + 0.5)
+    value, resampled = evaluate.kid_of(worse, ref, everyone, *drawn)
+    assert np.quantile(resampled, 0.025) > 0
+
+
 def test_a_generated_set_is_laid_beside_its_requests(ref, tmp_path):
     rows = ref.rows.iloc[[7, 3, 50]]
     for i, image in zip(rows["id"], ref.images[[7, 3, 50]], strict=True):
