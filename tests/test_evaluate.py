@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import linalg
+from sklearn.metrics import roc_auc_score
 
 from compdiff import alignment, controls, evaluate, frames, metrics, record, rendering, sample, tables
 from compdiff.attributes import AGE, SEX, Schema
@@ -359,6 +360,26 @@ def test_alignment_counts_what_the_judge_says_against_the_request(ref):
     sex = value(rows, "accuracy:sex")
     assert sex["lo"] < 0.75 < sex["hi"]
     assert sex["hi"] - sex["lo"] == pytest.approx(4 * np.sqrt(0.75 * 0.25 / 200), rel=0.4)
+
+
+def test_the_mean_over_findings_is_resampled_as_one_number(ref):
+    """Against a plain loop over the drawn patients; a finding that is too rare takes no part and is not named."""
+    rng = np.random.default_rng(3)
+    rows = ref.rows.assign(y_ring=rng.integers(0, 2, 200), y_rare=(np.arange(200) < 4).astype(int))
+    more = replace(ref, rows=rows)
+    score = rows[["y_spot", "y_ring", "y_rare"]].to_numpy() + rng.normal(size=(200, 3))
+    predicted = oracle(rows) | {"labels": score}
+    found = value(alignment.alignment(fake(more), more, predicted, ("spot", "ring", "rare"), 300, 0), "disease AUROC")
+    means = []
+    for count in evaluate.draws(fake(more), more, 300, 0)[0].counts().astype(int):
+        drawn = np.repeat(np.arange(200), count)
+        each = [roc_auc_score(rows[f"y_{name}"][drawn], score[drawn, j]) for j, name in enumerate(("spot", "ring"))]
+        means.append(np.log(np.mean(each) / (1 - np.mean(each))))
+    whole = np.mean([roc_auc_score(rows[f"y_{name}"], score[:, j]) for j, name in enumerate(("spot", "ring"))])
+    half = 1.96 * np.std(means, ddof=1)
+    ends = [1 / (1 + np.exp(-np.log(whole / (1 - whole)) - side * half)) for side in (-1, 1)]
+    assert [found["value"], found["lo"], found["hi"]] == pytest.approx([whole, *ends], abs=1e-4)
+    assert found["note"] == "mean of spot, ring" and found["n"] == 200 and found["extractor"] == "judge"
 
 
 def test_correlation_is_numpys_with_integer_weights():
