@@ -23,7 +23,7 @@ def correct(predicted: Mapping[str, np.ndarray], rows: pd.DataFrame, ref: Refere
 def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...], resamples: int,
               seed: int) -> list[dict]:  # fmt: skip
     """Accuracy of each attribute ("accuracy:sex") and their mean ("accuracy"), "age RMSE" in years, "AUROC:<finding>"
-    overall.
+    and their mean ("disease AUROC") overall.
 
     predicted: of one judge, per head (classify.Model.predict); `labels` names the columns of its head "labels". All
     against the REQUEST of each image. Groups: overall, categories, held_out; cells for the mean accuracy only.
@@ -48,18 +48,28 @@ def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], 
             roots = np.sqrt(stats.mean(squared[mask], counts[:, mask]))
             interval = stats.percentile_interval(np.sqrt(squared[mask].mean()), roots)
             out.append(result("alignment", s.method, key, "age RMSE", interval, **here))
-    return out + findings(s, rows, predicted, labels, counts)
+    return out + findings(s, rows, predicted, labels, counts, mean="disease AUROC")
 
 
 def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...],
-             counts: np.ndarray, extractor: str = JUDGE, stage: str = "alignment") -> list[dict]:  # fmt: skip
-    """AUROC of each requested 0/1 finding; column j of predicted["labels"] [n, L] is the score of labels[j]."""
-    out = []
+             counts: np.ndarray, extractor: str = JUDGE, stage: str = "alignment", mean: str = "") -> list[dict]:  # fmt: skip
+    """AUROC of each requested 0/1 finding; column j of predicted["labels"] [n, L] is the score of labels[j].
+
+    mean: name of one more row, the mean over the eligible findings; a resample's value is the mean of the findings'
+    values in that resample, which draws the same patients for all.
+    """
+    out, eligible = [], {}
     for j, label in enumerate(labels):
         y, p = rows[f"y_{label}"].to_numpy(), predicted["labels"][:, j]
-        note = fairness.auroc_note(y)
-        value = None if note else stats.logit_interval(float(stats.auroc(y, p)[0]), stats.auroc(y, p, counts))
+        note, value = fairness.auroc_note(y), None
+        if not note:
+            eligible[label] = np.r_[stats.auroc(y, p), stats.auroc(y, p, counts)]
+            value = stats.logit_interval(eligible[label][0], eligible[label][1:])
         out.append(result(stage, s.method, ("overall", ""), f"AUROC:{label}", value, len(y), 0, extractor, note))
+    if mean and eligible:
+        values, note = np.mean(list(eligible.values()), axis=0), f"mean of {', '.join(eligible)}"
+        value = stats.logit_interval(values[0], values[1:])
+        out.append(result(stage, s.method, ("overall", ""), mean, value, len(rows), 0, extractor, note))
     return out
 
 

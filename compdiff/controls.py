@@ -23,10 +23,13 @@ def reconstructed(ref: Reference, decode: Callable[[np.ndarray], np.ndarray], fe
 
 
 def shuffled(source: ImageSet, seed: int) -> ImageSet:
-    """Control shuffled: the same images, handed to requests in random order: no attribute follows its request."""
+    """Control shuffled: the same images, handed to requests in random order: no attribute follows its request.
+
+    Each image keeps its patient, so that every overall distance is the source's, interval included.
+    """
     order = np.random.default_rng(seed).permutation(len(source.at))
-    images, features = source.images[order], source.features[order]
-    return replace(source, method="shuffled", images=images, features=features, prompts=None)
+    images, features, patients = source.images[order], source.features[order], source.patients[order]
+    return replace(source, method="shuffled", images=images, features=features, patients=patients, prompts=None)
 
 
 def copies(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np.ndarray, seed: int) -> ImageSet:

@@ -135,10 +135,16 @@ def draws(s: ImageSet, ref: Reference, resamples: int, seed: int) -> tuple[Resam
 
 
 def kid_of(s: ImageSet, ref: Reference, mask: np.ndarray, ra: Resamples, rb: Resamples) -> tuple[float, np.ndarray]:
-    """KID of the images in `mask` [n], with its resampled values; row-by-row patients are drawn together."""
-    paired = np.array_equal(s.patients, ref.patients[s.at])
+    """KID of the images in `mask` [n], with its resampled values. Row-by-row patients are drawn together; of a control,
+    the cross term leaves out the pairs of one patient where its patients are the reference's in another order
+    (shuffled), else, as other patients answer the same requests (real_train, copy), the pairs of one request.
+    """
+    theirs = ref.patients[s.at]
     a, b = s.features[mask], ref.features[s.at][mask]
-    return stats.kid_bootstrap(a, b, ra.rows(mask), None if paired else rb.rows(mask))
+    if np.array_equal(s.patients, theirs):
+        return stats.kid_bootstrap(a, b, ra.rows(mask))
+    together = "patients" if set(s.patients) == set(theirs) else "rows"
+    return stats.kid_bootstrap(a, b, ra.rows(mask), rb.rows(mask), together)
 
 
 def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:

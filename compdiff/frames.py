@@ -36,17 +36,6 @@ COMPARED = ("quality", "alignment", "judges")  # stages whose numbers are also t
 
 
 # --- one seed: rows told from other rows --------------------------------------------------------------------------
-def with_disease_auroc(frame: pd.DataFrame) -> pd.DataFrame:
-    """The results and, per seed and method, "disease AUROC": mean of the eligible AUROC:<finding>, no interval."""
-    here = frame[(frame["stage"] == "alignment") & frame["metric"].str.startswith("AUROC:") & frame["value"].notna()]
-    same = ["dataset", "seed", "stage", "method", "setting", "group_kind", "group", "extractor"]
-    names = lambda metrics: "mean of " + ", ".join(m.removeprefix("AUROC:") for m in metrics)  # noqa: E731
-    groups = here.groupby(same, sort=False, as_index=False)
-    means = groups.agg(value=("value", "mean"), n=("n", "min"), n_ref=("n_ref", "min"), note=("metric", names))
-    means = means.assign(metric="disease AUROC", lo=np.nan, hi=np.nan)
-    return pd.concat([frame, means[list(record.RESULT_COLUMNS)]], ignore_index=True) if len(means) else frame
-
-
 def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """The results and "<metric> minus <method>" of every pair of methods and seed, where no row of that name exists.
 
@@ -82,10 +71,9 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     The interval of one seed is the one that its row brought (resampled patients); of two or more it is Student's
     interval of the seeds' values, mean +- t(n - 1) std / sqrt(n): how the mean moves with other trainings. p-values
     of several seeds give twice their mean, at most 1, which is a p-value whatever their dependence (Rueschendorf
-    1982). "disease AUROC" is added and, for several seeds, differences between methods. Notes that differ between
-    seeds: `note_of_one_seed`. ValueError when a seed holds a number twice.
+    1982). For several seeds differences between methods are added. Notes that differ between seeds:
+    `note_of_one_seed`. ValueError when a seed holds a number twice.
     """
-    frame = with_disease_auroc(frame)
     frame = with_differences(frame) if frame["seed"].nunique() > 1 else frame
     twice = frame.duplicated([*IDENTITY, "seed"])
     if twice.any():

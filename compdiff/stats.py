@@ -239,40 +239,72 @@ def _by_patient(k: np.ndarray, ra: Resamples, rb: Resamples) -> np.ndarray:
     return member[0] @ (member[1] @ k.T).T
 
 
-def _pair_mean(
-    k: np.ndarray, w: np.ndarray, v: np.ndarray, sizes_a: np.ndarray, sizes_b: np.ndarray, apart: bool
-) -> np.ndarray:
-    """Mean kernel over weighted pairs of images, w [R, P_a] and v [R, P_b]; `apart` leaves out one patient's."""
+def _pair_mean(k: np.ndarray, w: np.ndarray, v: np.ndarray, sizes_a: np.ndarray, sizes_b: np.ndarray,
+               left: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None) -> np.ndarray:  # fmt: skip
+    """Mean kernel over weighted pairs of images, w [R, P_a] and v [R, P_b], without what is `left` out: weights [R, m],
+    the kernel's sum [m] and the number of pairs [m].
+    """
     total = ((w @ k) * v).sum(1)
     pairs = (w @ sizes_a) * (v @ sizes_b)
-    if apart:
-        total = total - (w * v) @ np.diagonal(k)
-        pairs = pairs - (w * v) @ (sizes_a * sizes_b)
+    if left is not None:
+        weights, kernels, numbers = left
+        total = total - weights @ kernels
+        pairs = pairs - weights @ numbers
     return np.divide(total, pairs, out=np.full(len(total), np.nan), where=pairs > 0)
 
 
-def kid_bootstrap(a: np.ndarray, b: np.ndarray, ra: Resamples, rb: Resamples | None = None) -> tuple[float, np.ndarray]:
+def _one_patient(k: np.ndarray, w: np.ndarray, v: np.ndarray, na: np.ndarray, nb: np.ndarray) -> np.ndarray:
+    """`_pair_mean` without the pairs of one patient; k [P, P] is summed by patient, the same ones on both sides."""
+    return _pair_mean(k, w, v, na, nb, (w * v, np.diagonal(k), na * nb))
+
+
+def _matched(k: np.ndarray, w: np.ndarray, v: np.ndarray, ra: Resamples, rb: Resamples, na: np.ndarray,
+             nb: np.ndarray) -> np.ndarray:  # fmt: skip
+    """Mean cross kernel k [n, n] of sets of other patients whose rows answer the same requests: over the pairs of rows
+    (i, j) that a keeps within itself, and over those that b keeps, averaged. Neither keeps (i, i).
+    """
+    by_patient, rows, means = _by_patient(k, ra, rb), w[:, ra.patient] * v[:, rb.patient], []
+    for patient, values in ((ra.patient, k), (rb.patient, k.T)):
+        one = patient[:, None] == patient
+        means.append(_pair_mean(by_patient, w, v, na, nb, (rows, (one * values).sum(0), one.sum(0))))
+    return (means[0] + means[1]) / 2
+
+
+def kid_bootstrap(a: np.ndarray, b: np.ndarray, ra: Resamples, rb: Resamples | None = None,
+                  leave_out: str = "nothing") -> tuple[float, np.ndarray]:  # fmt: skip
     """KID of features [n, d] and [m, d] over pairs of DIFFERENT patients -> (value, resampled values [R]).
 
     The kernel is computed once; a resample weighs the pair (i, j) by c_i c_j. A patient drawn twice would put the
     same image in the sample twice, and its pair with itself would bias the unbiased estimator upwards, so pairs
     within a patient are left out (of the value too). With one image per patient the value is `metrics.kid`. rb =
     None: a and b are images of the same patients, row by row of `ra` (generated from the prompts of b), drawn
-    together; then the cross term leaves them out as well.
+    together; then the cross term leaves them out as well. Otherwise it leaves out
+
+    - "nothing": two samples that have nothing to do with each other;
+    - "patients": pairs of one patient, for images of the same patients in another order (the draws must be the same);
+    - "rows": pairs of one request, for other patients whose row i answers the request of row i of b. Both sets then
+      hold the same number of images of every cell. Within a set a cell's n_c images make n_c (n_c - 1) pairs, so n_c^2
+      pairs in the cross term, alike as they are, would pull KID below 0. Where patients have several images, what a
+      and what b leave out within themselves is left out of one half of the cross term each.
     """
-    paired = rb is None
-    rb = ra if paired else rb
+    leave_out, rb = ("patients", ra) if rb is None else (leave_out, rb)
     if len(ra.patient) != len(a) or len(rb.patient) != len(b) or len(ra.draws) != len(rb.draws):
         raise ValueError("one patient per row of features, and as many resamples for a as for b")
+    if leave_out not in ("nothing", "patients", "rows") or (leave_out == "rows" and len(a) != len(b)):
+        raise ValueError(f"cannot leave {leave_out} out of {len(a)} x {len(b)} pairs")
+    if leave_out == "patients" and not np.array_equal(ra.draws, rb.draws):
+        raise ValueError("pairs of one patient can be left out only where the same patients are drawn")
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    kaa, kbb, kab = (_by_patient(kernel(x, y), r, q) for x, y, r, q in ((a, a, ra, ra), (b, b, rb, rb), (a, b, ra, rb)))
+    kaa, kbb = (_by_patient(kernel(x, x), r, r) for x, r in ((a, ra), (b, rb)))
+    kab = kernel(a, b)
     na, nb = (np.bincount(r.patient, minlength=r.draws.shape[1]).astype(float) for r in (ra, rb))
     w, v = (np.vstack([np.ones(r.draws.shape[1]), r.draws]) for r in (ra, rb))  # row 0: the sample itself
-    values = (
-        _pair_mean(kaa, w, w, na, na, True)
-        + _pair_mean(kbb, v, v, nb, nb, True)
-        - 2 * _pair_mean(kab, w, v, na, nb, paired)
-    )
+    if leave_out == "rows":
+        cross = _matched(kab, w, v, ra, rb, na, nb)
+    else:
+        mean = _one_patient if leave_out == "patients" else _pair_mean
+        cross = mean(_by_patient(kab, ra, rb), w, v, na, nb)
+    values = _one_patient(kaa, w, w, na, na) + _one_patient(kbb, v, v, nb, nb) - 2 * cross
     return float(values[0]), values[1:]
 
 

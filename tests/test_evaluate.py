@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import linalg
+from sklearn.metrics import roc_auc_score
 
 from compdiff import alignment, controls, evaluate, frames, metrics, record, rendering, sample, tables
 from compdiff.attributes import AGE, SEX, Schema
@@ -94,6 +95,39 @@ def test_shuffled_holds_the_same_images_in_another_order(ref):
     assert (mixed.images != s.images).any(axis=(1, 2)).mean() > 0.9
     at = {image.tobytes(): f for image, f in zip(s.images, s.features, strict=True)}
     assert all((at[i.tobytes()] == f).all() for i, f in zip(mixed.images, mixed.features, strict=True))
+
+
+@pytest.mark.parametrize("per_patient", [1, 4])
+def test_shuffling_changes_no_overall_distance_nor_its_interval(per_patient):
+    here = make_reference(seed=9, per_patient=per_patient)
+    s = fake(here)
+    mixed = controls.shuffled(s, 0)
+    patient = {f.tobytes(): p for f, p in zip(s.features, s.patients, strict=True)}
+    assert [patient[f.tobytes()] for f in mixed.features] == mixed.patients.tolist(), "an image keeps its patient"
+    assert (mixed.at == s.at).all() and (mixed.patients != s.patients).any(), "and answers another request"
+    rows = [evaluate.distances(x, here, 40, 0) for x in (s, mixed)]
+    for metric in ("FID", "KID"):
+        one, other = (value(r, metric) for r in rows)
+        assert [one[k] for k in ("value", "lo", "hi")] == pytest.approx([other[k] for k in ("value", "lo", "hi")], rel=1e-9)
+
+
+def test_the_floors_kid_is_0_and_a_worse_sets_is_not(ref):
+    """Training patients of the same cells as the test patients: over many such training sets the mean is 0, and the
+    interval nearly always holds it. The same images moved a little are found."""
+    values, holds = [], []
+    for seed in range(60):
+        table, features, images = people(120, 100 + seed)
+        s = controls.real_train(ref, table, images, features, seed)
+        drawn, everyone = evaluate.draws(s, ref, 100, 0), np.ones(len(s.at), bool)
+        value, resampled = evaluate.kid_of(s, ref, everyone, *drawn)
+        lo, hi = np.quantile(resampled, [0.025, 0.975])
+        values.append(value)
+        holds.append(lo <= 0 <= hi)
+    assert np.mean(holds) >= 0.9
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(60)
+    worse = replace(s, features=s.features + 0.5)
+    value, resampled = evaluate.kid_of(worse, ref, everyone, *drawn)
+    assert np.quantile(resampled, 0.025) > 0
 
 
 def test_a_generated_set_is_laid_beside_its_requests(ref, tmp_path):
@@ -326,6 +360,26 @@ def test_alignment_counts_what_the_judge_says_against_the_request(ref):
     sex = value(rows, "accuracy:sex")
     assert sex["lo"] < 0.75 < sex["hi"]
     assert sex["hi"] - sex["lo"] == pytest.approx(4 * np.sqrt(0.75 * 0.25 / 200), rel=0.4)
+
+
+def test_the_mean_over_findings_is_resampled_as_one_number(ref):
+    """Against a plain loop over the drawn patients; a finding that is too rare takes no part and is not named."""
+    rng = np.random.default_rng(3)
+    rows = ref.rows.assign(y_ring=rng.integers(0, 2, 200), y_rare=(np.arange(200) < 4).astype(int))
+    more = replace(ref, rows=rows)
+    score = rows[["y_spot", "y_ring", "y_rare"]].to_numpy() + rng.normal(size=(200, 3))
+    predicted = oracle(rows) | {"labels": score}
+    found = value(alignment.alignment(fake(more), more, predicted, ("spot", "ring", "rare"), 300, 0), "disease AUROC")
+    means = []
+    for count in evaluate.draws(fake(more), more, 300, 0)[0].counts().astype(int):
+        drawn = np.repeat(np.arange(200), count)
+        each = [roc_auc_score(rows[f"y_{name}"][drawn], score[drawn, j]) for j, name in enumerate(("spot", "ring"))]
+        means.append(np.log(np.mean(each) / (1 - np.mean(each))))
+    whole = np.mean([roc_auc_score(rows[f"y_{name}"], score[:, j]) for j, name in enumerate(("spot", "ring"))])
+    half = 1.96 * np.std(means, ddof=1)
+    ends = [1 / (1 + np.exp(-np.log(whole / (1 - whole)) - side * half)) for side in (-1, 1)]
+    assert [found["value"], found["lo"], found["hi"]] == pytest.approx([whole, *ends], abs=1e-4)
+    assert found["note"] == "mean of spot, ring" and found["n"] == 200 and found["extractor"] == "judge"
 
 
 def test_correlation_is_numpys_with_integer_weights():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from scipy import stats as scipy_stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -104,8 +105,9 @@ def test_jeffreys_is_scipys_beta(hits, trials):
         stats.jeffreys(trials + 1, trials)
 
 
-def plain_kid_apart(a, b, pa, pb, paired):
-    """Mean kernel over explicit lists of rows, pairs of one patient left out."""
+def plain_kid_apart(a, b, pa, pb, cross=()):
+    """Mean kernel over explicit lists of rows, pairs of one patient left out. cross: names of the rows of a and of b; the
+    cross term leaves out pairs of one name, and is the mean over several such ways."""
     d = a.shape[1]
 
     def average(x, y, px, py, apart):
@@ -117,24 +119,80 @@ def plain_kid_apart(a, b, pa, pb, paired):
         ]
         return np.mean(values)
 
-    return average(a, a, pa, pa, True) + average(b, b, pb, pb, True) - 2 * average(a, b, pa, pb, paired)
+    crosses = [average(a, b, *names, True) for names in cross] or [average(a, b, pa, pb, False)]
+    return average(a, a, pa, pa, True) + average(b, b, pb, pb, True) - 2 * np.mean(crosses)
 
 
-@pytest.mark.parametrize("paired", [True, False])
-def test_kid_bootstrap_is_a_plain_loop_over_the_same_draws(paired):
+@pytest.mark.parametrize("leave_out", ["paired", "patients", "rows", "nothing"])
+def test_kid_bootstrap_is_a_plain_loop_over_the_same_draws(leave_out):
     rng = np.random.default_rng(3)
     pa = rng.permutation(np.repeat(np.arange(7), [1, 3, 2, 1, 1, 2, 2]))
-    pb = pa if paired else rng.permutation(np.repeat(np.arange(5), 2))
+    others = rng.permutation(np.repeat(np.arange(5), 2 if leave_out == "nothing" else [2, 3, 1, 4, 2]))
+    pb = {"paired": pa, "patients": rng.permutation(pa)}.get(leave_out, others)
     a, b = rng.normal(size=(len(pa), 4)), rng.normal(size=(len(pb), 4)) + 0.5
-    ra = stats.resample_patients(pa, 6, 0)
-    rb = None if paired else stats.resample_patients(pb, 6, 1)
-    value, resampled = stats.kid_bootstrap(a, b, ra, rb)
-    assert value == pytest.approx(plain_kid_apart(a, b, pa, pb, paired), rel=1e-9)
-    for i in range(6):
-        rows_a = np.repeat(np.arange(len(a)), ra.draws[i][pa])
-        rows_b = np.repeat(np.arange(len(b)), (ra if paired else rb).draws[i][pb])
-        expected = plain_kid_apart(a[rows_a], b[rows_b], pa[rows_a], pb[rows_b], paired)
-        assert resampled[i] == pytest.approx(expected, rel=1e-9)
+    ra, rb = (stats.resample_patients(p, 6, 0 if p is not others else 1) for p in (pa, pb))
+    more = () if leave_out == "paired" else (rb, leave_out)
+    value, resampled = stats.kid_bootstrap(a, b, ra, *more)
+    for i in range(-1, 6):
+        rows_a, rows_b = (np.repeat(np.arange(len(p)), r.draws[i][p] if i >= 0 else 1) for p, r in ((pa, ra), (pb, rb)))
+        ways = {"nothing": [], "rows": [(pa, pa), (pb, pb)]}.get(leave_out, [(pa, pb)])
+        cross = [(x[rows_a], y[rows_b]) for x, y in ways]
+        expected = plain_kid_apart(a[rows_a], b[rows_b], pa[rows_a], pb[rows_b], cross)
+        assert (resampled[i] if i >= 0 else value) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kid_of_the_same_requests_is_to_the_bit_what_it_was_before_controls_had_their_own_cross_term():
+    """The formula of the committed results, written out for images that are alone with their patient."""
+    rng = np.random.default_rng(8)
+    a, b = rng.normal(size=(30, 6)), rng.normal(size=(30, 6)) + 0.2
+    drawn = stats.resample_patients(np.arange(30), 50, 0)
+    w, ones = np.vstack([np.ones(30), drawn.draws]), np.ones(30)
+
+    def mean(k):
+        pairs = (w @ ones) * (w @ ones) - (w * w) @ (ones * ones)
+        return (((w @ k) * w).sum(1) - (w * w) @ np.diagonal(k)) / pairs
+
+    # a product with a sparse identity orders memory as the module's does: without it sums differ in the last bit
+    one = sparse.identity(30, format="csr")
+    k = [one @ (one @ metrics.kernel(x, y).T).T for x, y in ((a, a), (b, b), (a, b))]
+    expected = mean(k[0]) + mean(k[1]) - 2 * mean(k[2])
+    value, resampled = stats.kid_bootstrap(a, b, drawn)
+    assert value == expected[0] and resampled.tolist() == expected[1:].tolist()
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_kid_of_matched_cells_is_unbiased_without_the_pairs_of_one_request(images):
+    """Two draws of one design, three patients in each of ten cells: the true distance is 0."""
+    rng = np.random.default_rng(0)
+    cell = np.repeat(np.arange(10), 3 * images)
+    centres = 1.5 * rng.normal(size=(10, 4))
+    pa = np.arange(len(cell)) // images
+    pb = np.concatenate([rng.permutation(pa[cell == c]) for c in range(10)])  # other neighbours in a row's cell
+    drawn = [stats.resample_patients(p, 1, i) for i, p in enumerate((pa, pb))]
+
+    def draw(patients):
+        return centres[cell] + rng.normal(size=(30, 4))[patients] + 0.5 * rng.normal(size=(len(cell), 4))
+
+    found = {"rows": [], "nothing": []}
+    for _ in range(500):
+        a, b = draw(pa), draw(pb)
+        for leave_out, values in found.items():
+            values.append(stats.kid_bootstrap(a, b, *drawn, leave_out)[0])
+    mean, error = ({k: f(v) for k, v in found.items()} for f in (np.mean, lambda v: np.std(v) / np.sqrt(500)))
+    assert abs(mean["rows"]) < 3 * error["rows"]
+    assert mean["nothing"] < -10 * error["nothing"], "pairs of one cell are too many: below 0"
+
+
+def test_kid_leaves_out_only_what_is_there():
+    rng = np.random.default_rng(0)
+    a, b, more = rng.normal(size=(8, 3)), rng.normal(size=(8, 3)), rng.normal(size=(9, 3))
+    one, other = (stats.resample_patients(np.arange(8), 5, seed) for seed in (0, 1))
+    with pytest.raises(ValueError, match="same patients are drawn"):
+        stats.kid_bootstrap(a, b, one, other, "patients")
+    with pytest.raises(ValueError, match="rows out of 8 x 9"):
+        stats.kid_bootstrap(a, more, one, stats.resample_patients(np.arange(9), 5, 1), "rows")
+    with pytest.raises(ValueError, match="cells"):
+        stats.kid_bootstrap(a, b, one, other, "cells")
 
 
 def test_kid_bootstrap_of_single_images_starts_from_kid_and_is_centred_on_it():
