@@ -167,7 +167,7 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
                 total = weights[part].to(device) * losses + sum(penalties.values())
                 accelerator.backward(total.sum() / share)
             terms.append(torch.stack([losses, *penalties.values()], dim=1).detach())  # [micro, 1 + P]
-        grad_norm = accelerator.clip_grad_norm_(list(params.values()), c.clip)
+        grad_norm = optim.clip(accelerator, list(params.values()), c.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:
