@@ -20,16 +20,18 @@ from torch.nn import functional as F
 
 from compdiff import base as bases
 from compdiff import controlnet, diffusion, record, train
-from compdiff.cardiac import Studies, sampling_weights, weighted_rows
+from compdiff.cardiac import Studies, phantom_studies, sampling_weights, weighted_rows
 from compdiff.config import Config
 from compdiff.controlnet import ControlDenoiser, ControlLatents, StackedDiffusion
 from compdiff.diffusion import Denoiser
 from compdiff.interfaces import Conditioner, NoConditioner, NoReweighter
 from compdiff.latents import Latents
 from compdiff.methods import build_conditioner
+from compdiff.paths import RunFolder
 
 METHODS = ("text", "control")
 LEARNT = ("unet", "text_encoder")  # of the base: when it is adapted, and in a run that does not lock it
+PHANTOMS = "phantoms"  # the generator that rehearses
 SHIFT, TURN, ZOOM = 0.06, 12.0, 0.10  # limits of `varied`: share of the side, degrees, share of the scale
 
 
@@ -66,16 +68,18 @@ def varied(images: np.ndarray, masks: np.ndarray, n: int, seed: int) -> tuple[np
 
 
 def latents(base: StackedDiffusion, studies: Studies, rows: np.ndarray, config: Config, seed: int,
-            training: bool = True, said: tuple[str, ...] | None = None) -> ControlLatents:  # fmt: skip
+            training: bool = True, said: tuple[str, ...] | None = None,
+            classes: tuple[int, ...] = ()) -> ControlLatents:  # fmt: skip
     """Training data of some patients: `heart.variants` pictures of each (`training`), prompts that name the attributes
-    `said` (None: all), and rows drawn by the clipped inverse frequency of their prompts (method section 5)."""
+    `said` (None: all), masks with `classes` (default: `mask_classes`), and rows drawn by the clipped inverse frequency of their prompts (method section 5)."""
     images, masks = studies.images("stacked", config.data.size, rows), studies.masks("stacked", config.data.size, rows)
     prompts, attributes = np.array(studies.prompts(said))[rows], studies.attributes()[rows]
     if training:
         n = config.heart.variants
         images, masks = varied(images, masks, n, seed)
         prompts, attributes = np.tile(prompts, n), np.tile(attributes, (n, 1))
-    made = controlnet.control_latents(base, images, masks, prompts.tolist(), attributes, mask_classes(studies))
+    made = controlnet.control_latents(base, images, masks, prompts.tolist(), attributes,
+                                      classes or mask_classes(studies))  # fmt: skip
     if not training:
         return made
     return made.take(weighted_rows(sampling_weights(prompts.tolist(), config.heart.weight_clip), len(made), seed))
@@ -113,6 +117,26 @@ def adapt(studies: Studies, rows: np.ndarray, valid: np.ndarray, config: Config,
             data = [latents(source, studies, part, config, seed, t) for part, t in ((rows, True), (valid, False))]
             bases.train_unet(source, *(plain(part) for part in data), run, Path(scratch) / "run", seed)
         bases.publish(source, folder, Path(scratch), made_of=made_of)
+
+
+def rehearse(config: Config, classes: tuple[int, ...], folder: RunFolder, seed: int) -> Config:
+    """The settings for patients after base and branch have learnt from heart phantoms, `config.heart.rehearsal_steps`
+    each: their base is that of the phantoms. Unchanged without such steps. No patient is in it, so it serves all folds.
+
+    classes: the mask values that the branch will be shown. Writes base/phantoms and train/control/phantoms.
+    """
+    steps = config.heart.rehearsal_steps
+    if not steps:
+        return config
+    c, d = config.heart, config.data
+    drawn = phantom_studies(c.hearts, "train", seed=d.data_seed, prevalence=c.prevalence, interaction=d.interaction)
+    rows, base, place = np.arange(c.hearts), folder.seed / "base" / PHANTOMS, folder.train("control") / PHANTOMS
+    held = rows % 6 == 0
+    own = replace(config, base_model=replace(config.base_model, vae_steps=round(0.4 * steps), unet_steps=steps),
+                  train=replace(config.train, steps=steps), heart=replace(c, variants=4, rehearsal_steps=0))  # fmt: skip
+    adapt(drawn, rows[~held], rows[held], own, base, seed)
+    fit(drawn, rows[~held], rows[held], base, place, own, seed, classes)
+    return replace(config, base_model=replace(config.base_model, base=str(base), revision="", base_sha256=""))
 
 
 def plain(data: ControlLatents) -> Latents:
@@ -156,11 +180,15 @@ def _settings(config: Config) -> Config:
 
 
 def fit(studies: Studies, rows: np.ndarray, valid: np.ndarray, base_folder: Path, folder: Path, config: Config,
-        seed: int) -> pd.DataFrame:  # fmt: skip
-    """Train the branch on masks and pictures of the patients `rows`, by the one loop; its log."""
+        seed: int, classes: tuple[int, ...] = ()) -> pd.DataFrame:  # fmt: skip
+    """Train the branch on masks and pictures of the patients `rows`, by the one loop; its log. classes: mask values
+    that it is shown (default: `mask_classes`). After a rehearsal it starts from the branch of the phantoms."""
     base, sha256 = load_base(base_folder, config)
+    if config.heart.rehearsal_steps:
+        base.branch = str(folder.with_name(PHANTOMS) / "weights.safetensors")
+        sha256 = record.sha256_json([sha256, record.sha256_file(Path(base.branch))])
     said = named("control", config)
-    data = [latents(base, studies, part, config, seed, t, said) for part, t in ((rows, True), (valid, False))]
+    data = [latents(base, studies, part, config, seed, t, said, classes) for part, t in ((rows, True), (valid, False))]
     heads = conditioner(studies, base.d_ctx, config, seed)
     return train.run(_settings(config), base, sha256, *data, heads, NoReweighter(), folder, None, seed,
                      denoiser=ControlDenoiser)  # fmt: skip

@@ -1,13 +1,15 @@
 """The cardiac generators at toy size: adapted base, locked base, sets that are balanced, restartable and nobody's test."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, diffusion, sample
+from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, diffusion, paths, sample
 
 LABEL = "heart failure"
 DIALS = dict(size=32, steps=3, lr=1e-2, validate_every=1.0, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18,
@@ -61,6 +63,26 @@ def test_a_grey_base_without_adaptation_is_refused(world):
     c = replace(world.config, base_model=replace(world.config.base_model, vae_steps=0, unet_steps=0))
     with pytest.raises(ValueError, match="VAE_STEPS"):
         cardiac_models.load_base(world.base, c)
+
+
+def test_a_rehearsal_on_phantoms_is_where_patients_start(world, tmp_path):
+    """A step of length zero leaves base and branch as the phantoms' ones; without a rehearsal the branch is the UNet."""
+    folder = paths.RunFolder(str(tmp_path), "smoke", "cardiac", 0)
+    c = replace(world.config, heart=replace(world.config.heart, rehearsal_steps=3))
+    c = cardiac_models.rehearse(c, (1,), folder, seed=0)
+    assert (folder.seed / "base" / "phantoms") == Path(c.base_model.base)
+    phantoms = load_file(folder.train("control") / "phantoms" / "weights.safetensors")
+    still = replace(c, train=replace(c.train, steps=1, lr=0.0, head_lr=0.0, ema=False))
+    held = world.fold.train, world.fold.val, Path(c.base_model.base)
+    cardiac_models.fit(world.studies, *held, folder.train("control") / "patients", still, seed=0)
+    patients = load_file(folder.train("control") / "patients" / "weights.safetensors")
+    assert patients.keys() == phantoms.keys() and all(torch.equal(v, phantoms[k]) for k, v in patients.items())
+    anew = replace(still, heart=replace(c.heart, rehearsal_steps=0))
+    cardiac_models.fit(world.studies, *held, folder.train("control") / "anew", anew, seed=0)
+    zero = load_file(folder.train("control") / "anew" / "weights.safetensors")
+    names = [k for k in zero if "controlnet_down_blocks" in k and k.endswith("weight")]
+    assert names and not any(zero[k].any() for k in names) and any(phantoms[k].any() for k in names)
+    assert cardiac_models.rehearse(anew, (1,), folder, seed=0) is anew
 
 
 def same_base(world, made):
