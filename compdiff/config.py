@@ -105,7 +105,7 @@ class EvalConfig:
     """06-07. Metrics and downstream classifiers."""
 
     feature_size: int = 96  # pixels fed to the feature extractor
-    resamples: int = 200  # bootstrap resamples of each interval
+    resamples: int = 1_000  # bootstrap resamples of each interval
     judge_epochs: int = 24
     downstream_epochs: int = 10
     imagenet: str = ""  # file of DenseNet-121 weights with torchvision's keys; "" = from scratch, and the rows say so
@@ -176,7 +176,7 @@ PROFILES: dict[str, dict[str, object]] = {
     "paper": dict(size=512, base="", steps=30_000, batch=8, microbatch=8, lr=1e-5, head_lr=1e-5, precision="bf16",
                   gradient_checkpointing=True, validate_every=2_500 / 30_000, checkpoint_every=2_500 / 30_000,
                   solver="ddpm", sample_steps=75, guidance=7.5, balanced_per_cell=2_500, sample_batch=32,
-                  resamples=1_000, feature_size=299, judge_epochs=20, downstream_epochs=100),
+                  feature_size=299, judge_epochs=20, downstream_epochs=100),
 }  # fmt: skip
 
 # Datasets on which a profile differs. Real radiographs: the shipped base has only seen phantoms, so it is adapted.
