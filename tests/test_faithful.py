@@ -58,6 +58,19 @@ def test_kid_row_is_small_for_the_same_distribution_and_large_for_another():
     assert rows[1]["value"] == pytest.approx(metrics.kid(other, real)), "one image a patient: KID as it is defined"
 
 
+def test_kid_against_a_base_that_drew_for_the_same_patients_is_paired():
+    """What two methods share falls out of their difference: its interval is far narrower than one beside the other."""
+    rng = np.random.default_rng(1)
+    real, base = rng.normal(size=(60, 8)), rng.normal(0.5, 1, size=(60, 8))
+    own = [np.arange(60)] * 2
+    alone, better = (faithful.kid_row(x, real, *own, 200, 0) for x in (base, base - 0.1))
+    paired = faithful.kid_row(base - 0.1, real, *own, 200, 0, base=base)
+    assert paired["value"] == pytest.approx(better["value"] - alone["value"]) and paired["hi"] < 0
+    assert paired["hi"] - paired["lo"] < 0.5 * (alone["hi"] - alone["lo"]) and better["hi"] > alone["lo"]
+    same = faithful.kid_row(base, real, *own, 200, 0, base=base)
+    assert same["value"] == same["lo"] == same["hi"] == 0
+
+
 def test_halves_of_a_group_share_nobody():
     a = np.arange(40.0)[:, None] * np.ones(3)
     values = faithful.split_fid(a, a, True, 20, 3, seed=0)
