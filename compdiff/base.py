@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from compdiff import diffusion, paths, record, sources, train
+from compdiff import diffusion, paths, record, sources, train, untrained
 from compdiff.attributes import prompt
 from compdiff.cohorts import draw_phantoms
 from compdiff.config import Config, DataConfig, settings
@@ -205,7 +205,7 @@ def build(work: Path, out: Path, images: int, vae_steps: int, unet_steps: int, s
     drawn = [cohort(m, images, size=64, seed=seed) for m in manifests]
     pictures = np.concatenate([i for _, i in drawn])
     told = [text for m, (rows, _) in zip(manifests, drawn, strict=True) for text in captions(m, rows, seed)]
-    base = diffusion.build_tiny([*corpus(), *told], work / "tokenizer", seed=seed)
+    base = untrained.build_tiny([*corpus(), *told], work / "tokenizer", seed=seed)
     trained_vae(base, pictures, vae_steps, seed, work / "vae")
     set_scaling_factor(base, pictures[:: max(1, len(pictures) // 256)])
     latents = as_latents(base, pictures, told)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from compdiff import base as bases
 from compdiff import controlnet, diffusion, record, train
-from compdiff.cardiac import Studies, phantom_studies, sampling_weights, weighted_rows
+from compdiff.cardiac import REHEARSAL, Studies, phantom_studies, sampling_weights, weighted_rows
 from compdiff.config import Config
 from compdiff.controlnet import ControlDenoiser, ControlLatents, StackedDiffusion
 from compdiff.diffusion import Denoiser
@@ -31,7 +31,6 @@ from compdiff.paths import RunFolder
 
 METHODS = ("text", "control")
 LEARNT = ("unet", "text_encoder")  # of the base: when it is adapted, and in a run that does not lock it
-PHANTOMS = "phantoms"  # the generator that rehearses
 SHIFT, TURN, ZOOM = 0.06, 12.0, 0.10  # limits of `varied`: share of the side, degrees, share of the scale
 
 
@@ -88,8 +87,8 @@ def latents(base: StackedDiffusion, studies: Studies, rows: np.ndarray, config: 
 # --- the base ---------------------------------------------------------------------------------------------------------
 def adapt(studies: Studies, rows: np.ndarray, valid: np.ndarray, config: Config, folder: Path, seed: int = 0) -> None:
     """Adapt the configured base to stacked frames of the patients `rows`: VAE, then UNet and text encoder, prompts with
-    all attributes. Writes a base folder, moved into place when complete; one made of the same stays. Nothing to do
-    without steps (a base in colour, such as SD-2.1, at paper scale)."""
+    all attributes. Writes a base folder, moved into place when complete; one made of the same stays, a killed one goes
+    on from the UNet's last checkpoint. Nothing to do without steps (a base in colour, such as SD-2.1, at paper scale)."""
     c = config.base_model
     if not c.vae_steps + c.unet_steps:
         return
@@ -97,11 +96,12 @@ def adapt(studies: Studies, rows: np.ndarray, valid: np.ndarray, config: Config,
     images = studies.images("stacked", config.data.size, rows)
     masks = studies.masks("stacked", config.data.size, rows)
     run = replace(config, train=replace(config.train, steps=c.unet_steps, trained=LEARNT, lora_rank=0))
+    validating = studies.images("stacked", config.data.size, valid)
     made_of = {
-        "pictures": hashlib.sha256(images.tobytes() + masks.tobytes()).hexdigest(),
+        "pictures": hashlib.sha256(images.tobytes() + masks.tobytes() + validating.tobytes()).hexdigest(),
         "prompts": np.array(studies.prompts())[rows].tolist(),
         "source": diffusion.fingerprint_of(config), "vae_steps": c.vae_steps, "train": asdict(run.train),
-        "variants": config.heart.variants, "seed": seed,
+        "variants": config.heart.variants, "weight_clip": config.heart.weight_clip, "seed": seed,
     }  # fmt: skip
     marker = folder / "inputs.json"
     if marker.exists() and json.loads(marker.read_text()) == json.loads(json.dumps(made_of)):
@@ -112,31 +112,43 @@ def adapt(studies: Studies, rows: np.ndarray, valid: np.ndarray, config: Config,
         for _ in bases.train_vae(source.vae, seen, c.vae_steps, lr=1e-3, seed=seed):
             pass
         bases.set_scaling_factor(source, images)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        if c.unet_steps:
-            data = [latents(source, studies, part, config, seed, t) for part, t in ((rows, True), (valid, False))]
-            bases.train_unet(source, *(plain(part) for part in data), run, Path(scratch) / "run", seed)
-        bases.publish(source, folder, Path(scratch), made_of=made_of)
+    making = folder.with_name(f".{folder.name}")
+    if c.unet_steps:
+        data = [latents(source, studies, part, config, seed, t) for part, t in ((rows, True), (valid, False))]
+        bases.train_unet(source, *(plain(part) for part in data), run, making / "run", seed)
+    bases.publish(source, folder, making, made_of=made_of)
+    shutil.rmtree(making)
+
+
+def rehearsed(config: Config, folder: RunFolder) -> Config:
+    """The settings for patients after a rehearsal: they start from the base of the phantoms. Unchanged without one."""
+    if not config.heart.rehearsal_steps:
+        return config
+    base = str(folder.seed / "base" / REHEARSAL)
+    return replace(config, base_model=replace(config.base_model, base=base, revision="", base_sha256=""))
 
 
 def rehearse(config: Config, classes: tuple[int, ...], folder: RunFolder, seed: int) -> Config:
-    """The settings for patients after base and branch have learnt from heart phantoms, `config.heart.rehearsal_steps`
-    each: their base is that of the phantoms. Unchanged without such steps. No patient is in it, so it serves all folds.
+    """Base and branch learn from heart phantoms of a cohort of their own, `config.heart.rehearsal_steps` each, and the
+    settings for patients (`rehearsed`) are returned. No patient is in it, so it serves all folds.
 
-    classes: the mask values that the branch will be shown. Writes base/phantoms and train/control/phantoms.
+    classes: the mask values that the branch will be shown. The base stays locked beneath the branch, because patients
+    start from both. Writes base/phantoms and train/control/phantoms.
     """
-    steps = config.heart.rehearsal_steps
-    if not steps:
+    steps, c, d, after = config.heart.rehearsal_steps, config.heart, config.data, rehearsed(config, folder)
+    if after == config:  # without such steps, or rehearsed before
         return config
-    c, d = config.heart, config.data
-    drawn = phantom_studies(c.hearts, "train", seed=d.data_seed, prevalence=c.prevalence, interaction=d.interaction)
-    rows, base, place = np.arange(c.hearts), folder.seed / "base" / PHANTOMS, folder.train("control") / PHANTOMS
+    drawn = phantom_studies(c.hearts, "rehearsal", seed=d.data_seed, prevalence=c.prevalence, interaction=d.interaction)
+    rows, place = np.arange(c.hearts), folder.train("control") / REHEARSAL
     held = rows % 6 == 0
-    own = replace(config, base_model=replace(config.base_model, vae_steps=round(0.4 * steps), unet_steps=steps),
-                  train=replace(config.train, steps=steps), heart=replace(c, variants=4, rehearsal_steps=0))  # fmt: skip
+    vae_steps = round(0.4 * steps) if config.base_model.vae_steps else 0  # a base in colour keeps its VAE
+    own = replace(config, base_model=replace(config.base_model, vae_steps=vae_steps, unet_steps=steps),
+                  train=replace(config.train, steps=steps),
+                  heart=replace(c, variants=4, rehearsal_steps=0, locked=True))  # fmt: skip
+    base = folder.seed / "base" / REHEARSAL
     adapt(drawn, rows[~held], rows[held], own, base, seed)
     fit(drawn, rows[~held], rows[held], base, place, own, seed, classes)
-    return replace(config, base_model=replace(config.base_model, base=str(base), revision="", base_sha256=""))
+    return after
 
 
 def plain(data: ControlLatents) -> Latents:
@@ -185,7 +197,7 @@ def fit(studies: Studies, rows: np.ndarray, valid: np.ndarray, base_folder: Path
     that it is shown (default: `mask_classes`). After a rehearsal it starts from the branch of the phantoms."""
     base, sha256 = load_base(base_folder, config)
     if config.heart.rehearsal_steps:
-        base.branch = str(folder.with_name(PHANTOMS) / "weights.safetensors")
+        base.branch = str(folder.with_name(REHEARSAL) / "weights.safetensors")
         sha256 = record.sha256_json([sha256, record.sha256_file(Path(base.branch))])
     said = named("control", config)
     data = [latents(base, studies, part, config, seed, t, said, classes) for part, t in ((rows, True), (valid, False))]

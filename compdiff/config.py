@@ -200,7 +200,7 @@ HEART_PRESETS: dict[str, dict[str, object]] = {
 DATASET_PRESETS |= {(profile, name): preset for profile, preset in HEART_PRESETS.items() for name in HEARTS}
 # Forty-five patients, and a generator for each fold: all start from one that has learnt from phantoms.
 DATASET_PRESETS["demo", "sunnybrook"] = HEART_PRESETS["demo"] | dict(
-    rehearsal_steps=1500, vae_steps=150, unet_steps=250, steps=400, variants=12, set_size=120, segment_steps=600,
+    rehearsal_steps=1000, vae_steps=150, unet_steps=200, steps=300, variants=12, set_size=120, segment_steps=600,
     classifier_steps=60,
 )  # fmt: skip
 

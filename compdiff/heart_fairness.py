@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from fairlearn import metrics as fairlearn
 from sklearn.metrics import roc_auc_score
 

@@ -18,19 +18,15 @@ def run_files(root: Path, seeds: Sequence[int]) -> list[Path]:
 
 
 def before(root: Path, seeds: Sequence[int], stage: str) -> dict[str, dict[str, object]]:
-    """{"seed0/06_metrics": ...} of every notebook but `stage`: TOLD, its settings, and one hash over its outputs.
-
-    The hash is `stages.Step.digest`: two folders that have it in common rest on the same files.
-    """
+    """{"seed0/06_metrics": ...} of every notebook but `stage`: TOLD, its settings, and one hash over its outputs."""
     found = {}
     for file in run_files(root, seeds):
         name, run = file.name.removesuffix(".run.json"), record.read_run(file)
         if run is None or name == stage:
             continue
         settings = {n.removeprefix("setting "): v for n, v in run["inputs"].items() if n.startswith("setting ")}
-        outputs = record.sha256_json({n: o["sha256"] for n, o in run["outputs"].items()})
         label = (file.parent.parent.relative_to(root) / name).as_posix()
-        found[label] = {n: run[n] for n in TOLD} | {"settings": settings, "outputs": outputs}
+        found[label] = {n: run[n] for n in TOLD} | {"settings": settings, "outputs": record.outputs_sha256(run)}
     return found
 
 

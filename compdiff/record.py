@@ -225,6 +225,11 @@ def read_run(folder: Path) -> dict | None:
         return None
 
 
+def outputs_sha256(run: Mapping) -> str:
+    """One hash over all that a run.json lists as made: two runs that have it in common made the same files."""
+    return sha256_json({name: entry["sha256"] for name, entry in run["outputs"].items()})
+
+
 def is_current(folder: Path, inputs: Mapping[str, object]) -> bool:
     """Was `folder` made from the same inputs, and does it still hold what was made?"""
     known = read_run(folder)
@@ -245,11 +250,12 @@ def without_places(content: object) -> object:
 
 
 def commit() -> str:
-    """Git commit of the repository, with "+changes" where the tree differs from it; "unknown" without git."""
+    """Git commit of the repository, with "+changes" where the tree differs from it, but for figures/, which the runs
+    themselves write; "unknown" without git."""
     git = ["git", "-C", str(paths.ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "--", ".", ":!figures"], capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -258,7 +258,7 @@ class Step:
     def digest(self) -> str | None:
         """Hash over the recorded outputs, None where there is no record."""
         known = record.read_run(self.run_file)
-        return known and record.sha256_json({n: o["sha256"] for n, o in known["outputs"].items()})
+        return known and record.outputs_sha256(known)
 
     def reasons(self, upstream: Mapping[str, str | None]) -> list[str]:
         """Why the stage must run; empty = up to date."""

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from compdiff import base as bases
-from compdiff import controlnet, diffusion, heart_studio, masks, record
+from compdiff import controlnet, heart_studio, masks, record, untrained
 from compdiff.config import SampleConfig
 from compdiff.interfaces import NoConditioner
 from compdiff.request import Refused
@@ -18,7 +18,7 @@ USUAL = SampleConfig(solver="ddim", sample_steps=20, guidance=4.0)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """An untrained ControlNet on a base for stacked frames of 32 pixels, in which every condition shows."""
-    grey = diffusion.build_tiny(bases.corpus(), tmp_path_factory.mktemp("tokenizer"), size=32, width=16)
+    grey = untrained.build_tiny(bases.corpus(), tmp_path_factory.mktemp("tokenizer"), size=32, width=16)
     base = controlnet.stacked(grey)
     model = controlnet.ControlDenoiser(base, NoConditioner(base.d_ctx), []).eval()
     with torch.no_grad():
@@ -86,10 +86,11 @@ def test_only_finished_controlnets_are_found(tmp_path):
         "smoke/cardiac/seed1/train/control/fold2",
         "demo/cardiac/seed0/train/text/all",
     )
-    for place in (*places, "demo/cardiac/seed2/train/control/all"):
+    rehearsal = "demo/cardiac/seed0/train/control/phantoms"
+    for place in (*places, rehearsal, "demo/cardiac/seed2/train/control/all"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "weights.safetensors").touch()
-    for place in (*places, "other/cardiac/seed0/train/control/all", "demo/cardiac/seed3/train/control/all"):
+    for place in (*places, rehearsal, "other/cardiac/seed0/train/control/all", "demo/cardiac/seed3/train/control/all"):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         (tmp_path / place / "run.json").write_text("{}")
     names = [run.name for run in heart_studio.trained_runs(str(tmp_path))]
@@ -102,7 +103,7 @@ def test_only_finished_controlnets_are_found(tmp_path):
 def trained(request, tmp_path_factory):
     """A ControlNet of two steps where notebook 09 leaves it, with and without the token."""
     root = tmp_path_factory.mktemp("hearts")
-    diffusion.build_tiny(bases.corpus(), root / "tokenizer", size=32, width=16).save(root / "base")
+    untrained.build_tiny(bases.corpus(), root / "tokenizer", size=32, width=16).save(root / "base")
     tiny.with_heart(root, request.param)
     return heart_studio.HeartRun(str(root), "smoke", "cardiac", 0, "all", str(root / "base"))
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, diffusion, paths, sample
+from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, diffusion, paths, sample, untrained
 
 LABEL = "heart failure"
 DIALS = dict(size=32, steps=3, lr=1e-2, validate_every=1.0, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18,
@@ -22,7 +22,7 @@ class World:
 
     def __init__(self, root):
         self.root = root
-        diffusion.build_tiny(base.corpus(), root / "tokenizer", size=32, width=16).save(root / "source")
+        untrained.build_tiny(base.corpus(), root / "tokenizer", size=32, width=16).save(root / "source")
         self.config = config.settings("smoke", "cardiac", base=str(root / "source"), **DIALS)
         self.studies = cardiac_cohorts.studies("cardiac", "", self.config)
         self.fold = cardiac_cohorts.folds(self.studies.table, LABEL, 3, ("sex",), seed=0)[0]
@@ -83,6 +83,50 @@ def test_a_rehearsal_on_phantoms_is_where_patients_start(world, tmp_path):
     names = [k for k in zero if "controlnet_down_blocks" in k and k.endswith("weight")]
     assert names and not any(zero[k].any() for k in names) and any(phantoms[k].any() for k in names)
     assert cardiac_models.rehearse(anew, (1,), folder, seed=0) is anew
+    assert cardiac_models.rehearse(c, (1,), folder, seed=0) is c, "a cell that is run twice"
+
+
+def test_another_rehearsal_makes_another_base_of_patients(world, tmp_path):
+    folder, made = paths.RunFolder(str(tmp_path), "smoke", "cardiac", 0), []
+    for steps in (2, 3):
+        c = replace(world.config, heart=replace(world.config.heart, rehearsal_steps=steps))
+        c = cardiac_models.rehearse(c, (1,), folder, seed=0)
+        cardiac_models.adapt(world.studies, world.fold.train, world.fold.val, c, folder.seed / "base" / "all")
+        made.append((folder.seed / "base" / "all" / "inputs.json").read_text())
+        place = folder.seed / "base" / "all", folder.train("control") / "all"
+        cardiac_models.fit(world.studies, world.fold.train, world.fold.val, *place, c, seed=0)
+        model, base, _ = cardiac_models.restore("control", world.studies, *place, c)
+    assert made[0] != made[1] and made[0] != (world.base / "inputs.json").read_text()
+    branch = load_file(folder.train("control") / "phantoms" / "weights.safetensors")
+    moved = dict(model.control.named_parameters())
+    assert any(not torch.equal(moved[k.removeprefix("control.")], v) for k, v in branch.items() if k.startswith("control."))
+    studies = cardiac_cohorts.studies("cardiac", "", world.config)
+    phantoms = cardiac_models.phantom_studies(18, "rehearsal", seed=world.config.data.data_seed)
+    assert not set(phantoms.table["id"]) & set(studies.table["id"]), "nobody of the experiment rehearses"
+
+
+def test_a_killed_adaptation_goes_on_to_the_same_base(world, tmp_path, monkeypatch):
+    """Killed before it is moved into place: not one step of the UNet is taken again, and the base is the same."""
+    again = world.studies, world.fold.train, world.fold.val, world.config, tmp_path / "base"
+    steps, train = [], cardiac_models.train.train
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    def counted(*parts, **named):
+        for row in train(*parts, **named):
+            steps.append(row["step"])
+            yield row
+
+    monkeypatch.setattr(cardiac_models.train, "train", counted)
+    with monkeypatch.context() as patched:
+        patched.setattr(base, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cardiac_models.adapt(*again)
+    assert steps == [1, 2] and (tmp_path / ".base").exists() and not (tmp_path / "base").exists()
+    cardiac_models.adapt(*again)
+    assert steps == [1, 2] and not (tmp_path / ".base").exists()
+    assert diffusion.fingerprint(tmp_path / "base") == diffusion.fingerprint(world.base)
 
 
 def same_base(world, made):

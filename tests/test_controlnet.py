@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-from compdiff import base, cardiac, controlnet, diffusion
+from compdiff import base, cardiac, controlnet, diffusion, untrained
 from compdiff.config import HCNConfig, TrainConfig
 from compdiff.hcn import HCN
 from compdiff.interfaces import NoConditioner
@@ -17,7 +17,7 @@ SIZES = (5, 2, 3)
 @pytest.fixture(scope="module")
 def tiny_base(tmp_path_factory):
     """Grey VAE that divides by 4, three levels, 32 pixels."""
-    return diffusion.build_tiny(base.corpus(), tmp_path_factory.mktemp("tokenizer"), size=32, width=16)
+    return untrained.build_tiny(base.corpus(), tmp_path_factory.mktemp("tokenizer"), size=32, width=16)
 
 
 @pytest.fixture(scope="module")

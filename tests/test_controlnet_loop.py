@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from compdiff import base, cardiac, controlnet, diffusion, sample, train
+from compdiff import base, cardiac, controlnet, diffusion, sample, train, untrained
 from compdiff.config import Config, HCNConfig, SampleConfig, TrainConfig
 from compdiff.hcn import HCN
 from compdiff.interfaces import NoConditioner, NoReweighter
@@ -24,7 +24,7 @@ CONFIG = replace(
 @pytest.fixture
 def model(tmp_path):
     torch.manual_seed(0)
-    return controlnet.stacked(diffusion.build_tiny(base.corpus(), tmp_path / "tokenizer", size=32, width=16))
+    return controlnet.stacked(untrained.build_tiny(base.corpus(), tmp_path / "tokenizer", size=32, width=16))
 
 
 @pytest.fixture

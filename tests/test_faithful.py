@@ -86,15 +86,20 @@ def test_the_matrix_names_the_closest_group_and_its_floor():
     shift = np.repeat([0.0, 2.0, 0.0], (80, 80, 2))[:, None]
     real, fake = (rng.normal(size=(162, 4)) + shift for _ in range(2))
     groups = faithful.groups(table, ["sex"])
-    found = faithful.matrix(real, groups, fake, groups, repeats=3, seed=0)
+    every = faithful.matrix(real, groups, fake, groups, repeats=3, seed=0)
+    left, found = every[every["value"].isna()], every[every["value"].notna()]
+    assert left[["real", "n", "note"]].values.tolist() == [["Other", 2, "not available: 2 patients, fewer than 10"]]
     wide = {k: part.pivot(index="real", columns="other", values="value") for k, part in found.groupby("kind")}
     for part in wide.values():
         assert list(part.columns) == ["Female", "Male"], "two patients are no group"
         assert (part.idxmin(axis=1) == part.index).all()
     assert wide["synthetic"].to_numpy().diagonal() == pytest.approx(wide["real"].to_numpy().diagonal(), rel=0.7)
     assert set(found["n"]) == {40} and (found["note"] == "").all()
-    few = faithful.matrix(real[75:85], {k: m[75:85] for k, m in groups.items()}, fake[75:85], {k: m[75:85] for k, m in groups.items()}, 2, 0)
-    assert few["note"].str.startswith("ineligible").all()
+    few = {k: m[68:92] for k, m in groups.items()}
+    marked = faithful.matrix(real[68:92], few, fake[68:92], few, 2, 0).dropna(subset="value")
+    assert len(marked) == 8 and marked["note"].str.startswith("ineligible").all()
+    alone = faithful.matrix(real[:30], {k: m[:30] for k, m in groups.items()}, fake[:30], groups, 2, 0)
+    assert alone["value"].isna().all() and "no other group" in alone.set_index("real")["note"]["Male"]
 
 
 def test_the_diagnosis_alone_and_the_mask_of_another():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_evaluate import fake, make_reference, value
 
-from compdiff import controls, evaluate, features, judges, metrics, stats, weights
+from compdiff import controls, features, judges, metrics, stats, weights
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ LAYERS = {
     "model": {
         "interfaces", "auxiliary", "diffusion", "optim", "reference", "hcn", "flat", "fairdiffusion", "latents", "controlnet",
     },
-    "run": {"checkpoint", "train", "methods", "base", "strategies", "sample", "export", "cardiac_models", "augment"},
+    "run": {"checkpoint", "train", "methods", "untrained", "base", "strategies", "sample", "export", "cardiac_models", "augment"},
     "judge": {
         "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "outcomes", "comparisons",
@@ -39,7 +39,8 @@ LAYERS = {
     "door": {"request", "stages", "schedule", "execute", "run", "launch", "studio", "stamp", "masks", "heart_studio", "widgets", "app"},
 }  # fmt: skip
 # The only modules that import diffusers and transformers.
-DOORS = {"diffusers": {"diffusion", "base", "controlnet"}, "transformers": {"diffusion", "base", "controlnet", "networks"}}
+OPENED = {"diffusion", "untrained", "base", "controlnet"}
+DOORS = {"diffusers": OPENED, "transformers": OPENED | {"networks"}}
 FOLDERS = {"notebooks", "compdiff", "data_manifests", "figures", "tests", "docs", "benchmarks", ".ci"}
 FILES = {"README.md", "Makefile", "pyproject.toml", "requirements.txt", "requirements-app.txt", "environment.yml", "LICENSE", "CITATION.cff"}
 PACKAGE_OF = {

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 from toy import run_file, write_notebook
 
-from compdiff import record, sources
+from compdiff import paths, record, sources
 
 
 # --- provenance -----------------------------------------------------------------------------------------------------
@@ -28,6 +28,27 @@ def test_run_json_holds_no_place_and_no_person(finished):
     text = run_file(finished, "02_hcn").read_text()
     for private in (str(finished.root), os.path.expanduser("~") + "/", os.uname().nodename):
         assert private not in text
+
+
+def test_the_commit_says_whether_the_code_was_changed_and_passes_over_what_runs_write(tmp_path, monkeypatch):
+    """Tables of the first dataset stand in figures/ before the second one's run is recorded."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    assert record.commit() == "unknown"
+    git = lambda *words: subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)  # noqa: E731
+    git("init", "-q")
+    assert record.commit() == "unknown", "no commit yet"
+    for name in ("code.py", "figures/table.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    head = record.commit()
+    assert len(head) == 40
+    (tmp_path / "figures/table.csv").write_text("2")
+    (tmp_path / "figures/new.png").write_text("3")
+    assert record.commit() == head
+    (tmp_path / "code.py").write_text("2")
+    assert record.commit() == head + "+changes"
 
 
 def test_a_failed_block_leaves_no_run_json(tmp_path):

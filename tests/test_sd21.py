@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from compdiff import base, datasets, diffusion, export, latents, methods, paths, sample
+from compdiff import base, datasets, diffusion, export, latents, methods, paths, sample, untrained
 from compdiff.attributes import SCHEMAS
 from compdiff.config import DataConfig, TrainConfig, settings
 from compdiff.controlnet import ControlDenoiser
@@ -92,7 +92,7 @@ def test_a_control_branch_fits(full):
 def folder(request, tmp_path_factory):
     """A base folder as the released ones are: their file names, key names, scheduler and padding token."""
     root = tmp_path_factory.mktemp(request.param)
-    tokenizer = diffusion.word_tokenizer(base.corpus(), root / "tokenizer", 77)
+    tokenizer = untrained.word_tokenizer(base.corpus(), root / "tokenizer", 77)
     parts = BENCH.layout(narrow=True, version=request.param)
     parts["text_encoder"] |= {"vocab_size": len(tokenizer)}
     BENCH.build(parts, "cpu", tokenizer).save(root / "base")

@@ -18,7 +18,8 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from compdiff import base, cardiac_cohorts, cardiac_models, checkpoint, datasets, diffusion, latents, methods, paths, record, train
+from compdiff import base, cardiac_cohorts, cardiac_models, checkpoint, datasets, diffusion, latents, methods, paths, record
+from compdiff import train, untrained
 from compdiff.config import DataConfig, settings
 
 DIALS = dict(steps=8, batch=4, microbatch=4, d_node=16, aux_hidden=16, time_window=4, restarts=1, raw_samples=4,
@@ -37,7 +38,7 @@ def run_folder(root, seed=0):
 
 def create(root):
     """Base, data and latents below `root`, as notebook 01 leaves them."""
-    diffusion.build_tiny(base.corpus(), root / "tokenizer", size=32, width=16).save(root / "base")
+    untrained.build_tiny(base.corpus(), root / "tokenizer", size=32, width=16).save(root / "base")
     folder, data = run_folder(root), config(root).data
     datasets.prepare("chest", folder.data, DataConfig(data.size, data.train_n, data.val_n, data.test_per_cell))
     model, sha256 = diffusion.load_for(folder, config(root))
