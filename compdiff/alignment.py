@@ -73,21 +73,6 @@ def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray
     return out
 
 
-def accuracy_differences(sets: list[ImageSet], ref: Reference, predicted: Mapping[str, Mapping[str, np.ndarray]],
-                         resamples: int, seed: int) -> list[dict]:  # fmt: skip
-    """Mean accuracy of each set minus that of each later one, over the same resampled patients. predicted: by
-    method.
-    """
-    everyone = {}
-    for s in sets:
-        h = np.mean(list(correct(predicted[s.method], ref.rows.iloc[s.at], ref).values()), axis=0)
-        everyone[s.method] = (h.mean(), stats.mean(h, draws(s, ref, resamples, seed)[0].counts()))
-    names, n = list(everyone), len(ref.rows)
-    return [result("difference", a, ("overall", ""), f"accuracy minus {b}",
-                   stats.difference(*everyone[a], *everyone[b]), n, 0, JUDGE)
-            for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
-
-
 # --- measured ---------------------------------------------------------------------------------------------------------
 def correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Pearson correlation of x and y [n] per row of counts [R, n] -> [R]; 0 where one of them is constant."""
