@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ FOLDERS = {"train": ("Training", "train"), "val": ("Validation", "val"), "test":
 def read(
     manifest: Manifest, size: int, seed: int, data_root: str, salt: Callable[[], bytes]
 ) -> tuple[list[Task], list[dict], dict[str, str]]:
-    """-> (tasks by split, images left out [{id, reason}], sha256 of the text files).
+    """-> (tasks by split, images left out [{id, row, reason}], sha256 of the text files).
 
     salt: called for credentialed data only, once everything is checked. DataError: one report of all that is wrong.
     """
@@ -48,6 +49,7 @@ def read(
     sheet = Sheet(manifest, root, table, seed)
     sheet.read(text)
     PLACES[manifest.layout](sheet)
+    _check_any_image(sheet)
     sheet.one_split_per_patient()
     if manifest.image_errors == "report":
         sheet.check_images()
@@ -57,7 +59,8 @@ def read(
     splits, others = assign(sheet, [row for row in sheet.rows if not row.reason])
     for row in others:
         row.reason = "other image of a patient in a held-out cell"
-    excluded = [{"id": names.image(row), "reason": row.reason} for row in sheet.rows if row.reason]
+    left_out = [row for row in sheet.rows if row.reason]
+    excluded = [{"id": names.image(row), "row": sheet.where(row), "reason": row.reason} for row in left_out]
     source = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in (table, *lists)}
     return list(_tasks(splits, sheet, names, size)), sorted(excluded, key=lambda e: e["id"]), source
 
@@ -81,8 +84,7 @@ class Names:
 # --- the folder ---------------------------------------------------------------------------------------------------
 def find_root(manifest: Manifest, data_root: str) -> Path:
     """The data folder, if it looks like one; else a DataError that says what to get, where, and what it looks like."""
-    words = {k: " or ".join(v) if isinstance(v, list) else v for k, v in manifest.files.items()}
-    tree = TREES[manifest.layout].format(**words)
+    tree = _tree(manifest)
     get = f"get it from: {manifest.source} (licence: {manifest.licence}); then DATA_ROOT=<folder that holds {tree}>"
     if manifest.cost:
         get += f"; it will cost: {manifest.cost}"
@@ -102,6 +104,11 @@ def find_root(manifest: Manifest, data_root: str) -> Path:
         problems.add(" or ".join(manifest.files["images"]), "no such folder", get)
     problems.check()
     return root
+
+
+def _tree(manifest: Manifest) -> str:
+    words = {k: " or ".join(v) if isinstance(v, list) else v for k, v in manifest.files.items()}
+    return TREES[manifest.layout].format(**words)
 
 
 def _text_files(manifest: Manifest, root: Path) -> list[str]:
@@ -199,6 +206,16 @@ PLACES: dict[str, Callable[[Sheet], None]] = {
 }  # fmt: skip
 
 
+def _check_any_image(sheet: Sheet) -> None:
+    """DataError where the table names images and the folder has none of them: one line instead of one per image."""
+    needed = [name for name in ("image", "patient", "study") if name in sheet.manifest.columns]
+    named = [row for row in sheet.rows if all(getattr(row, name) for name in needed)]
+    if named and not any(row.file for row in named):
+        remedy = f"DATA_ROOT must be the folder that holds {_tree(sheet.manifest)}"
+        line = f"files: none of the {len(named)} images of {sheet.table} is there -> {remedy}"
+        raise DataError(sheet.problems.title, [line, *sheet.problems.lines])
+
+
 # --- splits and tasks ---------------------------------------------------------------------------------------------
 def _shuffled(patients: set[str], seed: int) -> list[str]:
     return sorted(sorted(patients), key=lambda p: hashlib.sha256(f"{seed}/{p}".encode()).digest())
@@ -226,8 +243,10 @@ def assign(sheet: Sheet, rows: list[Record]) -> tuple[dict[str, list[Record]], l
     }
     needed = ("test",) if manifest.split["rule"] == "external" else ("train", "val", "test")
     if empty := [split for split in needed if not splits[split]]:
+        reasons = Counter(row.reason for row in sheet.rows if row.reason).most_common(3)
+        gone = f" (left out: {', '.join(f'{n} {reason}' for reason, n in reasons)})" if reasons else ""
         remedy = "use a larger part of the release"
-        raise DataError(manifest.title, [f"split {split}: no images left -> {remedy}" for split in empty])
+        raise DataError(manifest.title, [f"split {split}: no images left{gone} -> {remedy}" for split in empty])
     return splits, left_out
 
 
@@ -245,8 +264,7 @@ def _tasks(splits: dict[str, list[Record]], sheet: Sheet, names: Names, size: in
             file = sheet.root / row.file
             state = file.stat()
             made_from = [sample, row.file, state.st_size, state.st_mtime_ns]
-            where = f"{sheet.table}, row {row.line}"
-            yield Task(split, made_from, partial(_load, sample, file, size, row.slo, manifest, where))
+            yield Task(split, made_from, partial(_load, sample, file, size, row.slo, manifest, sheet.where(row)))
 
 
 def _load(sample: dict, file: Path, size: int, slo: bool, manifest: Manifest, where: str) -> tuple[dict, np.ndarray]:
@@ -254,5 +272,5 @@ def _load(sample: dict, file: Path, size: int, slo: bool, manifest: Manifest, wh
         return sample, pictures.load_square(file, size, slo)
     except pictures.Unreadable as error:
         if manifest.image_errors == "exclude":
-            raise Rejected(sample["id"], f"image {error.problem}") from None
+            raise Rejected(sample["id"], f"image {error.problem}", where) from None
         raise DataError(manifest.title, [f"{where}, image file: changed while it was read -> run again"]) from None

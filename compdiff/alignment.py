@@ -52,7 +52,8 @@ def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], 
 
 
 def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...],
-             counts: np.ndarray, extractor: str = JUDGE, stage: str = "alignment", mean: str = "") -> list[dict]:  # fmt: skip
+             counts: np.ndarray, extractor: str = JUDGE, stage: str = "alignment",
+             mean: str = "") -> list[dict]:  # fmt: skip
     """AUROC of each requested 0/1 finding; column j of predicted["labels"] [n, L] is the score of labels[j].
 
     mean: name of one more row, the mean over the eligible findings; a resample's value is the mean of the findings'

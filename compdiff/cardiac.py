@@ -31,6 +31,7 @@ INPUTS = {
     "stacked": "[S, S, 3] mid slice: ED, ES, ED as colour channels",
 }
 PHRASES = {"sex": "{}", "age": "age in {}s", "bmi": "{} BMI", "townsend": "{} Townsend index"}
+REHEARSAL = "phantoms"  # the generator that learns from phantoms first, where patients are few
 NO_PATHOLOGY = "no heart failure"  # said of patients without the label where a source knows other pathologies
 
 Picture = tuple[np.ndarray, np.ndarray | None]  # image and mask (None: not drawn), uint8, shape as in INPUTS

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,13 +20,14 @@ from torch.nn import functional as F
 
 from compdiff import base as bases
 from compdiff import controlnet, diffusion, record, train
-from compdiff.cardiac import Studies, sampling_weights, weighted_rows
+from compdiff.cardiac import REHEARSAL, Studies, phantom_studies, sampling_weights, weighted_rows
 from compdiff.config import Config
 from compdiff.controlnet import ControlDenoiser, ControlLatents, StackedDiffusion
 from compdiff.diffusion import Denoiser
 from compdiff.interfaces import Conditioner, NoConditioner, NoReweighter
 from compdiff.latents import Latents
 from compdiff.methods import build_conditioner
+from compdiff.paths import RunFolder
 
 METHODS = ("text", "control")
 LEARNT = ("unet", "text_encoder")  # of the base: when it is adapted, and in a run that does not lock it
@@ -66,16 +67,18 @@ def varied(images: np.ndarray, masks: np.ndarray, n: int, seed: int) -> tuple[np
 
 
 def latents(base: StackedDiffusion, studies: Studies, rows: np.ndarray, config: Config, seed: int,
-            training: bool = True, said: tuple[str, ...] | None = None) -> ControlLatents:  # fmt: skip
+            training: bool = True, said: tuple[str, ...] | None = None,
+            classes: tuple[int, ...] = ()) -> ControlLatents:  # fmt: skip
     """Training data of some patients: `heart.variants` pictures of each (`training`), prompts that name the attributes
-    `said` (None: all), and rows drawn by the clipped inverse frequency of their prompts (method section 5)."""
+    `said` (None: all), masks with `classes` (default: `mask_classes`), and rows drawn by the clipped inverse frequency of their prompts (method section 5)."""
     images, masks = studies.images("stacked", config.data.size, rows), studies.masks("stacked", config.data.size, rows)
     prompts, attributes = np.array(studies.prompts(said))[rows], studies.attributes()[rows]
     if training:
         n = config.heart.variants
         images, masks = varied(images, masks, n, seed)
         prompts, attributes = np.tile(prompts, n), np.tile(attributes, (n, 1))
-    made = controlnet.control_latents(base, images, masks, prompts.tolist(), attributes, mask_classes(studies))
+    made = controlnet.control_latents(base, images, masks, prompts.tolist(), attributes,
+                                      classes or mask_classes(studies))  # fmt: skip
     if not training:
         return made
     return made.take(weighted_rows(sampling_weights(prompts.tolist(), config.heart.weight_clip), len(made), seed))
@@ -84,8 +87,8 @@ def latents(base: StackedDiffusion, studies: Studies, rows: np.ndarray, config: 
 # --- the base ---------------------------------------------------------------------------------------------------------
 def adapt(studies: Studies, rows: np.ndarray, valid: np.ndarray, config: Config, folder: Path, seed: int = 0) -> None:
     """Adapt the configured base to stacked frames of the patients `rows`: VAE, then UNet and text encoder, prompts with
-    all attributes. Writes a base folder, moved into place when complete; one made of the same stays. Nothing to do
-    without steps (a base in colour, such as SD-2.1, at paper scale)."""
+    all attributes. Writes a base folder, moved into place when complete; one made of the same stays, a killed one goes
+    on from the UNet's last checkpoint. Nothing to do without steps (a base in colour, such as SD-2.1, at paper scale)."""
     c = config.base_model
     if not c.vae_steps + c.unet_steps:
         return
@@ -93,11 +96,12 @@ def adapt(studies: Studies, rows: np.ndarray, valid: np.ndarray, config: Config,
     images = studies.images("stacked", config.data.size, rows)
     masks = studies.masks("stacked", config.data.size, rows)
     run = replace(config, train=replace(config.train, steps=c.unet_steps, trained=LEARNT, lora_rank=0))
+    validating = studies.images("stacked", config.data.size, valid)
     made_of = {
-        "pictures": hashlib.sha256(images.tobytes() + masks.tobytes()).hexdigest(),
+        "pictures": hashlib.sha256(images.tobytes() + masks.tobytes() + validating.tobytes()).hexdigest(),
         "prompts": np.array(studies.prompts())[rows].tolist(),
         "source": diffusion.fingerprint_of(config), "vae_steps": c.vae_steps, "train": asdict(run.train),
-        "variants": config.heart.variants, "seed": seed,
+        "variants": config.heart.variants, "weight_clip": config.heart.weight_clip, "seed": seed,
     }  # fmt: skip
     marker = folder / "inputs.json"
     if marker.exists() and json.loads(marker.read_text()) == json.loads(json.dumps(made_of)):
@@ -108,11 +112,43 @@ def adapt(studies: Studies, rows: np.ndarray, valid: np.ndarray, config: Config,
         for _ in bases.train_vae(source.vae, seen, c.vae_steps, lr=1e-3, seed=seed):
             pass
         bases.set_scaling_factor(source, images)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        if c.unet_steps:
-            data = [latents(source, studies, part, config, seed, t) for part, t in ((rows, True), (valid, False))]
-            bases.train_unet(source, *(plain(part) for part in data), run, Path(scratch) / "run", seed)
-        bases.publish(source, folder, Path(scratch), made_of=made_of)
+    making = folder.with_name(f".{folder.name}")
+    if c.unet_steps:
+        data = [latents(source, studies, part, config, seed, t) for part, t in ((rows, True), (valid, False))]
+        bases.train_unet(source, *(plain(part) for part in data), run, making / "run", seed)
+    bases.publish(source, folder, making, made_of=made_of)
+    shutil.rmtree(making)
+
+
+def rehearsed(config: Config, folder: RunFolder) -> Config:
+    """The settings for patients after a rehearsal: they start from the base of the phantoms. Unchanged without one."""
+    if not config.heart.rehearsal_steps:
+        return config
+    base = str(folder.seed / "base" / REHEARSAL)
+    return replace(config, base_model=replace(config.base_model, base=base, revision="", base_sha256=""))
+
+
+def rehearse(config: Config, classes: tuple[int, ...], folder: RunFolder, seed: int) -> Config:
+    """Base and branch learn from heart phantoms of a cohort of their own, `config.heart.rehearsal_steps` each, and the
+    settings for patients (`rehearsed`) are returned. No patient is in it, so it serves all folds.
+
+    classes: the mask values that the branch will be shown. The base stays locked beneath the branch, because patients
+    start from both. Writes base/phantoms and train/control/phantoms.
+    """
+    steps, c, d, after = config.heart.rehearsal_steps, config.heart, config.data, rehearsed(config, folder)
+    if after == config:  # without such steps, or rehearsed before
+        return config
+    drawn = phantom_studies(c.hearts, "rehearsal", seed=d.data_seed, prevalence=c.prevalence, interaction=d.interaction)
+    rows, place = np.arange(c.hearts), folder.train("control") / REHEARSAL
+    held = rows % 6 == 0
+    vae_steps = round(0.4 * steps) if config.base_model.vae_steps else 0  # a base in colour keeps its VAE
+    own = replace(config, base_model=replace(config.base_model, vae_steps=vae_steps, unet_steps=steps),
+                  train=replace(config.train, steps=steps),
+                  heart=replace(c, variants=4, rehearsal_steps=0, locked=True))  # fmt: skip
+    base = folder.seed / "base" / REHEARSAL
+    adapt(drawn, rows[~held], rows[held], own, base, seed)
+    fit(drawn, rows[~held], rows[held], base, place, own, seed, classes)
+    return after
 
 
 def plain(data: ControlLatents) -> Latents:
@@ -156,11 +192,15 @@ def _settings(config: Config) -> Config:
 
 
 def fit(studies: Studies, rows: np.ndarray, valid: np.ndarray, base_folder: Path, folder: Path, config: Config,
-        seed: int) -> pd.DataFrame:  # fmt: skip
-    """Train the branch on masks and pictures of the patients `rows`, by the one loop; its log."""
+        seed: int, classes: tuple[int, ...] = ()) -> pd.DataFrame:  # fmt: skip
+    """Train the branch on masks and pictures of the patients `rows`, by the one loop; its log. classes: mask values
+    that it is shown (default: `mask_classes`). After a rehearsal it starts from the branch of the phantoms."""
     base, sha256 = load_base(base_folder, config)
+    if config.heart.rehearsal_steps:
+        base.branch = str(folder.with_name(REHEARSAL) / "weights.safetensors")
+        sha256 = record.sha256_json([sha256, record.sha256_file(Path(base.branch))])
     said = named("control", config)
-    data = [latents(base, studies, part, config, seed, t, said) for part, t in ((rows, True), (valid, False))]
+    data = [latents(base, studies, part, config, seed, t, said, classes) for part, t in ((rows, True), (valid, False))]
     heads = conditioner(studies, base.d_ctx, config, seed)
     return train.run(_settings(config), base, sha256, *data, heads, NoReweighter(), folder, None, seed,
                      denoiser=ControlDenoiser)  # fmt: skip

@@ -28,7 +28,7 @@ class Cohort:
 
     tasks: list[Task]
     settings: dict  # the settings that this layout depends on
-    excluded: list[dict] = field(default_factory=list)  # {id, reason}
+    excluded: list[dict] = field(default_factory=list)  # {id, row, reason}
     source: dict = field(default_factory=dict)  # sha256 of the source's text files
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from diffusers import ControlNetModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compdiff.diffusion import Denoiser, Diffusion
@@ -40,6 +41,9 @@ class ControlDenoiser(Denoiser):
             self.control = ControlNetModel.from_unet(
                 base.unet, conditioning_embedding_out_channels=EMBEDDING[:depth], conditioning_channels=channels
             )
+        if branch := getattr(base, "branch", ""):
+            kept = {k.removeprefix("control."): v for k, v in load_file(branch).items() if k.startswith("control.")}
+            self.control.load_state_dict(kept)
         self.control.to(base.unet.device)
 
     def predict(self, noisy: Tensor, t: Tensor, context: Tensor, picture: Tensor) -> Tensor:
@@ -70,9 +74,11 @@ class StackedDiffusion(Diffusion):
     """A base whose decoder returns colour channels: uint8 [B, S, S, 3] instead of grey [B, S, S].
 
     `negative`: a prompt that stands wherever the empty one would; guidance then leads away from what it says.
+    `branch`: weights.safetensors of a trained branch, from which a new one starts; "" = from the UNet, at zero.
     """
 
     negative: str = ""
+    branch: str = ""
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         return super().tokenize([prompt or self.negative for prompt in prompts])

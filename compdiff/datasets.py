@@ -1,8 +1,8 @@
 """01. Prepare a dataset once (`prepare`), read it everywhere (`load` -> `Data`).
 
 A prepared folder holds samples.csv (one row per image), shards/, index.json (counts and sha256 of everything) and a
-copy of its manifest; of real data also rejects.csv (images left out, with the reason) and datasheet.md. It is built
-aside and moved into place when complete, under a lock: whole or absent.
+copy of its manifest; of real data also rejects.csv (images left out: new name, row of the source's table, reason) and datasheet.md. It is
+built aside and moved into place when complete, under a lock: whole or absent.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _build(manifest: Manifest, wanted: Cohort, size: int, folder: Path, workers:
         "patients": {s: int(table["patient"][table["split"] == s].nunique()) for s in splits},
         "cells": {s: dict(zip(names, counts, strict=True)) for s, counts in cells.items()},
         "held_out": [manifest.schema.cell_name(c) for c in manifest.held_out],
-        "excluded": excluded,
+        "excluded": [{"id": entry["id"], "reason": entry["reason"]} for entry in excluded],
         "source_sha256": wanted.source,
         "manifest_sha256": manifest.sha256,
         "samples_sha256": record.sha256_file(folder / "samples.csv"),
@@ -156,7 +156,7 @@ def _build(manifest: Manifest, wanted: Cohort, size: int, folder: Path, workers:
     }
     index["sha256"] = record.sha256_json(index)
     if manifest.access != "generated":
-        text = pd.DataFrame(excluded, columns=["id", "reason"]).to_csv(index=False, lineterminator="\n")
+        text = pd.DataFrame(excluded, columns=["id", "row", "reason"]).to_csv(index=False, lineterminator="\n")
         record.write_text(folder / "rejects.csv", text)
         record.write_text(folder / "datasheet.md", datasheet.text(manifest, index, table))
     record.write_json(folder / "index.json", index)
@@ -230,7 +230,11 @@ class Data:
         return self.table[keep]
 
     def images(self, rows: pd.DataFrame | None = None) -> np.ndarray:
-        """uint8 [n, S, S] in the order of `rows`, found by their ids; reads (and keeps) only the splits it needs."""
+        """uint8 [n, S, S] in the order of `rows`, found by their ids.
+
+        A split of which at least half is asked for is read whole and kept in memory; else only the shards are read that
+        hold the rows, and nothing is kept.
+        """
         ids = (self.table if rows is None else rows)["id"]
         at = pd.Index(self.table["id"]).get_indexer(ids)
         if (at < 0).any():
@@ -240,22 +244,31 @@ class Data:
         for split in dict.fromkeys(splits[at]):
             here = splits[at] == split
             first = int((splits == split).argmax())  # the rows of a split stand together
-            out[here] = self._split_images(split)[at[here] - first]
+            out[here] = self._split_images(split, at[here] - first)
         return out
 
-    def _split_images(self, split: str) -> np.ndarray:
+    def _split_images(self, split: str, positions: np.ndarray) -> np.ndarray:
+        """Images at `positions` of a split, in that order."""
         if split not in self._cache:
-            ids = self.rows(split)["id"].tolist()
-            out = np.empty((len(ids), self.size, self.size), dtype=np.uint8)
-            entries = [entry for entry in self.index["shards"] if entry["split"] == split]
-            if sum(entry["n"] for entry in entries) != len(ids):
-                raise shards.ShardError(f"{self.folder}: samples.csv and the shards of {split} differ in number")
-            for n, (wanted, (row, image)) in enumerate(zip(ids, self.stream(split), strict=True)):
-                if row["id"] != wanted:
-                    raise shards.ShardError(f"{self.folder}: the shards of {split} are not in the order of samples.csv")
-                out[n] = image
-            self._cache[split] = out
-        return self._cache[split]
+            wanted, place = np.unique(positions, return_inverse=True)
+            n = int((self.table["split"] == split).sum())
+            if 2 * len(wanted) < n:
+                return self._read(split, wanted)[place]
+            self._cache[split] = self._read(split, np.arange(n))
+        return self._cache[split][positions]
+
+    def _read(self, split: str, wanted: np.ndarray) -> np.ndarray:
+        """uint8 [n, S, S] at the ascending positions `wanted` of a split."""
+        ids = self.rows(split)["id"].tolist()
+        out = np.empty((len(wanted), self.size, self.size), dtype=np.uint8)
+        entries = [entry for entry in self.index["shards"] if entry["split"] == split]
+        if sum(entry["n"] for entry in entries) != len(ids):
+            raise shards.ShardError(f"{self.folder}: samples.csv and the shards of {split} differ in number")
+        for n, (row, image) in enumerate(shards.read_at(self.source, entries, self.size, wanted)):
+            if row["id"] != ids[wanted[n]]:
+                raise shards.ShardError(f"{self.folder}: the shards of {split} are not in the order of samples.csv")
+            out[n] = image
+        return out
 
     def stream(self, split: str, skipped: list[str] | None = None) -> Iterator[tuple[dict, np.ndarray]]:
         """(row, image uint8 [S, S]) pairs of one split, one shard in memory at a time.

@@ -1,6 +1,8 @@
 """Equity: intersections of groups, equity-scaled metrics, gaps, parity, and who is eligible to be judged.
 
-Numbers of small groups are shown and marked ineligible, never dropped and never averaged in as NaN.
+A group that is too small keeps its row, whose note says why it is ineligible; it is not dropped, nor averaged in as NaN.
+By what a classifier is judged, and by FID, precision and recall, it has no value in that row; KID, accuracies, errors
+and MS-SSIM, which a small group makes uncertain but not larger, are shown beside the note.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from compdiff import heart, metrics, segment, stats
 from compdiff.cardiac import unstack
 from compdiff.fairness import images_note
 
-FEW = 4  # patients of a group, below which it has no column in a matrix
+FEW = 10  # patients of a group, below which it has no column in a matrix: halves of fewer say nothing by FID
 
 
 def finder(images: np.ndarray, masks: np.ndarray, steps: int, seed: int) -> nn.Module:
@@ -86,11 +86,14 @@ def mean_row(metric: str, values: np.ndarray, patients: np.ndarray, resamples: i
 
 
 def kid_row(features: np.ndarray, real: np.ndarray, patients: np.ndarray, real_patients: np.ndarray, resamples: int,
-            seed: int) -> dict:  # fmt: skip
-    """KID to real images, both resampled by patient; features [n, d] and [m, d]."""
+            seed: int, base: np.ndarray | None = None) -> dict:  # fmt: skip
+    """KID to real images, both resampled by patient; features [n, d] and [m, d]. base [n, d]: what another method drew
+    for the same patients, row by row; then KID minus that of the base, every resample with the same patients in both."""
     a, b = (stats.resample_patients(p, resamples, seed + i) for i, p in enumerate((patients, real_patients)))
     value, resampled = stats.kid_bootstrap(features, real, a, b)
     made = stats.percentile_interval(value, resampled)
+    if base is not None:
+        made = stats.difference(value, resampled, *stats.kid_bootstrap(base, real, a, b))
     return {"metric": "KID", "value": made.value, "lo": made.lo, "hi": made.hi, "n": len(features), "n_ref": len(real)}
 
 
@@ -118,15 +121,21 @@ def matrix(real: np.ndarray, real_groups: Mapping, fake: np.ndarray, fake_groups
     """FID of every real group against every synthetic group of the same attribute, and the real-real floor.
 
     One image per patient: features [n, d] and [m, d]. All cells of an attribute are measured at one size, half of its
-    smallest group. Columns: attribute, real, other, kind (synthetic | real), value, std, n, note.
+    smallest group. A group of fewer than FEW, or without another group beside it, has one row that says so, without a
+    value. Columns: attribute, real, other, kind (synthetic | real), value, std, n, note.
     """
     rows = []
     for attribute in dict.fromkeys(k[0] for k in real_groups):
-        mine = {k[1]: m for k, m in real_groups.items() if k[0] == attribute and m.sum() >= FEW}
-        sizes = [int(m.sum()) // 2 for m in mine.values()]
+        everyone = {k[1]: m for k, m in real_groups.items() if k[0] == attribute}
+        mine = {name: m for name, m in everyone.items() if m.sum() >= FEW}
+        mine = mine if len(mine) > 1 else {}
+        for name in sorted(everyone.keys() - mine.keys()):
+            people = int(everyone[name].sum())
+            why = f"{people} patients, fewer than {FEW}" if people < FEW else "no other group to compare it with"
+            rows.append({"attribute": attribute, "real": name, "other": name, "kind": "synthetic", "n": people,
+                         "note": f"not available: {why}"})  # fmt: skip
         others = {k[1]: m for k, m in fake_groups.items() if k[0] == attribute and k[1] in mine}
-        n = min([*sizes, *(int(m.sum()) for m in others.values())], default=0)
-        note = images_note(2 * n)
+        n = min([*(int(m.sum()) // 2 for m in mine.values()), *(int(m.sum()) for m in others.values())], default=0)
         for a, mask in mine.items():
             for kind, features, against in (("synthetic", fake, others), ("real", real, mine)):
                 for b, other in against.items():
@@ -134,5 +143,6 @@ def matrix(real: np.ndarray, real_groups: Mapping, fake: np.ndarray, fake_groups
                         continue
                     values = split_fid(real[mask], features[other], kind == "real" and a == b, n, repeats, seed)
                     rows.append({"attribute": attribute, "real": a, "other": b, "kind": kind, "value": values.mean(),
-                                 "std": values.std(ddof=1) if repeats > 1 else np.nan, "n": n, "note": note})  # fmt: skip
+                                 "std": values.std(ddof=1) if repeats > 1 else np.nan, "n": n,
+                                 "note": images_note(2 * n)})  # fmt: skip
     return pd.DataFrame(rows, columns=["attribute", "real", "other", "kind", "value", "std", "n", "note"])

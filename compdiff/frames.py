@@ -5,11 +5,9 @@ In: rows of record.RESULT_COLUMNS. Out of `over_seeds`: one row per number, with
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,6 +25,11 @@ CONTROLS = {
     "copy": "Copy of the training set",
 }
 TITLES = {key: method.title for key, method in config.METHODS.items()} | CONTROLS
+REAL_TEST = {  # titles of real_test in stages where no judge scores it
+    "memorisation": "Real test images (no copies: the control)",
+    "measured": "Real test images (measured against themselves)",
+    "probe": "Real test images (the probe's own score)",
+}
 IDENTITY = [c for c in record.RESULT_COLUMNS if c not in ("seed", "value", "lo", "hi", "n", "n_ref", "note")]
 COLUMNS = [*IDENTITY, "value", "lo", "hi", "std", "seeds", "n", "n_ref", "note"]  # of `over_seeds`
 COMPARED = ("quality", "alignment", "judges")  # stages whose numbers are also told as differences between methods
@@ -68,7 +71,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     The interval of one seed is the one that its row brought (resampled patients); of two or more it is Student's
     interval of the seeds' values, mean +- t(n - 1) std / sqrt(n): how the mean moves with other trainings. p-values
     of several seeds give twice their mean, at most 1, which is a p-value whatever their dependence (Rueschendorf
-    1982). For several seeds differences between methods are added. ValueError when a seed holds a number twice.
+    1982). For several seeds differences between methods are added. Notes that differ between seeds:
+    `note_of_one_seed`. ValueError when a seed holds a number twice.
     """
     frame = with_differences(frame) if frame["seed"].nunique() > 1 else frame
     twice = frame.duplicated([*IDENTITY, "seed"])
@@ -76,8 +80,9 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"the results hold a number twice: {frame.loc[twice.idxmax(), IDENTITY].to_dict()}")
     groups = frame.groupby(IDENTITY, sort=False, dropna=False)
     table = groups.agg(value=("value", "mean"), std=("value", "std"), seeds=("value", "count"), lo=("lo", "min"),
-                       hi=("hi", "max"), n=("n", "min"), n_ref=("n_ref", "min"), note=("note", "max"))  # fmt: skip
+                       hi=("hi", "max"), n=("n", "min"), n_ref=("n_ref", "min"), notes=("note", "nunique"))  # fmt: skip
     table = table.reset_index()
+    table["note"] = note_of_one_seed(frame.assign(number=groups.ngroup()), table["notes"].to_numpy() > 1)
     many = table["seeds"] > 1
     p = many & is_p_value(table["metric"])
     half = stats.t.ppf(0.975, (table["seeds"] - 1).where(many)) * table["std"] / np.sqrt(table["seeds"])
@@ -88,30 +93,15 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     return table[COLUMNS]
 
 
-# --- runs with other settings -----------------------------------------------------------------------------------------
-def read_dials(folders: Sequence[Path], seeds: Sequence[int]) -> dict[float, pd.DataFrame]:
-    """{`interaction` of a run's phantoms: its `over_seeds` of notebook 06}, over those of `seeds` that all runs share.
+def note_of_one_seed(frame: pd.DataFrame, differ: np.ndarray) -> np.ndarray:
+    """The note of each number: the first seed's that has one, an ineligible one's before all others. Where the seeds'
+    notes differ, it ends with its seed: "s = 0.09 (seed 0)".
 
-    folders: `<runs>/<profile>/<dataset>` of each run. Runs without the dial (real data), or with none of the seeds, are
-    left out; empty when the others share none. ValueError names two runs with the same dial: which would be drawn?
+    frame: rows of all seeds with the column `number`, 0 to N - 1; differ: bool [N].
     """
-    found: dict[float, dict[int, Path]] = {}  # dial: results of each seed
-    whose: dict[float, str] = {}
-    for folder in folders:
-        files = {seed: folder / f"seed{seed}" / "results" / "06_metrics.csv" for seed in seeds}
-        files = {seed: file for seed, file in files.items() if file.is_file()}
-        index = folder / "data" / "index.json"
-        if not (files and index.is_file()):
-            continue
-        dial, name = json.loads(index.read_text())["settings"].get("interaction"), "/".join(folder.parts[-3:])
-        if dial is None:
-            continue
-        if dial in found:
-            remedy = "remedy: move one of them away, or give it another INTERACTION"
-            raise ValueError(f"{whose[dial]} and {name} both have interaction = {dial:g}; {remedy}")
-        found[dial], whose[dial] = files, name
-    shared = [seed for seed in seeds if all(seed in files for files in found.values())]
-    return {dial: over_seeds(record.load_results([files[s] for s in shared])) for dial, files in found.items() if shared}
+    rank = np.where(frame["note"].str.startswith("ineligible"), 0, np.where(frame["note"] != "", 1, 2))
+    first = frame.assign(rank=rank).sort_values(["number", "rank", "seed"]).drop_duplicates("number")
+    return np.where(differ, first["note"] + " (seed " + first["seed"].astype(str) + ")", first["note"])
 
 
 # --- one number -----------------------------------------------------------------------------------------------------
@@ -169,6 +159,23 @@ def trained(results: pd.DataFrame, stages: Sequence[str] = COMPARED) -> list[str
 def known(*rows: dict | None) -> bool:
     """Is there a value in every row?"""
     return all(r is not None and pd.notna(r["value"]) for r in rows)
+
+
+def title(key: str, stage: str) -> str:
+    """A method's or control's title, in the words of a stage."""
+    return REAL_TEST.get(stage, TITLES[key]) if key == "real_test" else TITLES[key]
+
+
+def incomparable(results: pd.DataFrame, item: Item, row: dict | None) -> str:
+    """ "at n = 43: not comparable" of a size-matched number that no method has at that n, else "".
+
+    FID's bias hangs on n: a control with fewer images in its smallest group is compared at fewer.
+    """
+    if "matched" not in item.metric or not known(row):
+        return ""
+    ours = item.rows(results)
+    ours = ours[ours["method"].isin(config.METHODS) & ours["value"].notna()]
+    return "" if ours.empty or row["n"] in set(ours["n"]) else f"at n = {row['n']:.0f}: not comparable"
 
 
 def has_interval(row: dict | None) -> bool:

@@ -48,7 +48,8 @@ def trained_runs(runs: str = "", base: str = "", data_root: str = "") -> list[He
     for file in sorted(root.glob(f"*/*/seed*/train/{METHOD}/*/run.json")):
         profile, dataset, seed, _, _, generator, _ = file.relative_to(root).parts
         seed = seed.removeprefix("seed")
-        if profile in config.PROFILES and seed.isdecimal() and file.with_name("weights.safetensors").exists():
+        whole = generator != cardiac.REHEARSAL and seed.isdecimal()  # a rehearsal has seen no patient
+        if profile in config.PROFILES and whole and file.with_name("weights.safetensors").exists():
             found.append(HeartRun(str(root), profile, dataset, int(seed), generator, base, data_root))
     order = list(config.PROFILES)  # from the shortest to the longest
     return sorted(found, key=lambda run: (-order.index(run.profile), run.dataset, run.seed, run.generator))
@@ -105,7 +106,7 @@ def generate(
     """`draw` from a trained run. `row`: attributes for the token, where the model has one. Refused: no data, no fit."""
     from compdiff import cardiac_cohorts, cardiac_models  # here: a page without a heart does not need them
 
-    c = settings(run)
+    c = cardiac_models.rehearsed(settings(run), run.folder)
     if not run.data_root and not cardiac_cohorts.generated(run.dataset):
         raise Refused(f"{run.name} learnt from real data, whose columns say what it knows: make app DATA_ROOT=<folder>")
     studies = cardiac_cohorts.studies(run.dataset, run.data_root, c)

@@ -57,7 +57,7 @@ def outside(sets: Sequence[ImageSet], ref: Reference, labels: Sequence[str], mod
         try:
             sure = standing(name, weight_file(name, weights))
         except NotAvailable as error:
-            absent = {"n_ref": 0, "extractor": name, "note": f"not available: {error.remedy}"}
+            absent = {"n_ref": 0, "extractor": name, "note": error.note}
             everyone = [(s, m) for s in sets for m in wanted]
             out += [result(STAGE, s.method, ("overall", ""), m, None, len(s.at), **absent) for s, m in everyone]
             continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -66,6 +67,20 @@ def restore(optimizer: Optimizer, stored: Mapping[str, Tensor]) -> None:
             value = part_of(value, params[int(index)])
         state["state"].setdefault(int(index), {})[name] = int(value) if number else value
     optimizer.load_state_dict(state)
+
+
+def clip(accelerator: Accelerator, params: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Scale the gradients to the norm `limit` where theirs is larger; returns the norm before.
+
+    One process on a CPU does not multiply by the factor 1, as torch does so that nobody waits for a GPU: the same bits.
+    """
+    if accelerator.num_processes > 1 or accelerator.device.type != "cpu":
+        return accelerator.clip_grad_norm_(params, limit)
+    accelerator.unscale_gradients()
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    if not norm + 1e-6 <= limit:  # torch's factor is limit / (norm + 1e-6), at most 1; a norm that is no number goes on
+        nn.utils.clip_grads_with_norm_(params, limit, norm)
+    return norm
 
 
 def quicken(unet: nn.Module, config: TrainConfig) -> None:

@@ -1,7 +1,8 @@
 """07. Predictions -> tidy rows: one classifier on one test set, overall and per group.
 
 Everything here is computed from saved predictions. The first label of the manifest ("No Finding", or glaucoma) is the
-task by which decisions are compared between intersections of attributes.
+task by which decisions are compared between intersections of attributes. A group that is ineligible (fairness.py) has
+rows without a value; their notes say why.
 """
 
 from __future__ import annotations

@@ -33,11 +33,11 @@ class Task:
 
 
 class Rejected(Exception):
-    """An image that the manifest lets go: its new name and the reason."""
+    """An image that the manifest lets go: its new name, the reason, and where the table has it."""
 
-    def __init__(self, id: str, reason: str):
+    def __init__(self, id: str, reason: str, where: str):
         super().__init__(reason)
-        self.id, self.reason = id, reason
+        self.id, self.reason, self.where = id, reason, where
 
 
 def write(folder: Path, tasks: Sequence[Task], size: int, common: object, workers: int = 0) -> tuple[list, list, list]:
@@ -88,7 +88,7 @@ def _part(file: Path, tasks: Sequence[Task], common: object, workers: int, bar: 
         for row, content in _in_order(tasks, workers):
             bar.update()
             if isinstance(content, str):
-                note["rejects"].append({"id": row["id"], "reason": content})
+                note["rejects"].append(row | {"reason": content})
             else:
                 note["rows"].append(row)
                 yield row, content
@@ -100,7 +100,7 @@ def _part(file: Path, tasks: Sequence[Task], common: object, workers: int, bar: 
 
 
 def _in_order(tasks: Iterable[Task], workers: int) -> Iterator[tuple[dict, bytes | str]]:
-    """(row, PNG file) or ({"id"}, reason) of every task, in order; at most 2 per thread are in memory at once."""
+    """(row, PNG file) or ({"id", "row"}, reason) of every task, in order; at most 2 per thread are in memory at once."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         try:
@@ -118,7 +118,7 @@ def _make(task: Task) -> tuple[dict, bytes | str]:
     try:
         row, image = task.make()
     except Rejected as error:
-        return {"id": error.id}, error.reason
+        return {"id": error.id, "row": error.where}, error.reason
     return row, shards.encode_png(image)
 
 

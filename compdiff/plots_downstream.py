@@ -27,9 +27,11 @@ PER_BIN, MAX_BINS = 20, 10  # images at least, and bins at most, of a reliabilit
 @styled
 def downstream_gaps(results: pd.DataFrame, kind: str) -> Figure:
     """Classifiers on real test images, per strategy and generator: AUROC (above) and underdiagnosis (below), overall
-    and their gaps between the groups of each attribute. Gaps of intersections stand in Table 4.
+    and their gaps between the groups of each attribute. Gaps of intersections stand in Table 4, and what was tested on
+    other images ("5a on synthetic").
     """
     here = results[(results["stage"] == "downstream") & (results["group"] == "") & results["value"].notna()]
+    here = here[~here["setting"].str.contains(" on ", regex=False)]
     held = set(here[["metric", "group_kind"]].itertuples(index=False, name=None))
     kinds = [k for k in here["group_kind"].unique() if k != "overall" and " x " not in k]
     shown = [[(m, "overall"), *((f"gap {m}", k) for k in kinds)] for m in WHOLE]

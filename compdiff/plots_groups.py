@@ -177,7 +177,8 @@ def equity_points(results: pd.DataFrame, group_kind: str) -> tuple[pd.DataFrame,
     """Quality and equity of every method and control: columns key, x, y and x's row; labels of both axes.
 
     group_kind: an attribute gives FID and ES-FID - FID, the mean distance of the groups from the whole (size-matched
-    where the results hold it); "" gives KID and the KID of the worst eligible category of all attributes.
+    where the results hold it, without the controls that were compared at another n); "" gives KID and the KID of the
+    worst eligible category of all attributes.
     """
     keys = methods_in(results, ("quality",))
     matched = group_kind and len(Item("quality", "ES-FID-matched", group_kind).rows(results).dropna(subset="value"))
@@ -188,6 +189,7 @@ def equity_points(results: pd.DataFrame, group_kind: str) -> tuple[pd.DataFrame,
         if group_kind:
             scaled = Item("quality", f"ES-{metric}", group_kind).of(results, key)
             y = scaled["value"] - x["value"] if frames.known(x, scaled) else np.nan
+            y = np.nan if frames.incomparable(results, whole, x) else y
         else:
             parts = results[(results["stage"] == "quality") & (results["metric"] == metric)]
             parts = parts[~parts["group_kind"].isin(["overall", "cell", "held_out"]) & ~parts["note"].map(is_inline)]
@@ -203,8 +205,8 @@ def equity_points(results: pd.DataFrame, group_kind: str) -> tuple[pd.DataFrame,
 def pareto(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
     """Quality (x) against inequality (y), one panel per attribute and one for KID; lower left is better.
 
-    The line joins the methods that no other method beats in both. Grey: the floor that real images reach, and a copy of
-    the training set: best in quality without having learnt anything; how equal, depends on the attribute.
+    The line joins the methods that no other method beats in both. Grey: the floor that real images reach (size-matched
+    only where it has as many images as the methods), and a copy of the training set, which has learnt nothing.
     """
     panels = {name or "worst category": equity_points(results, name) for name in (*schema.names, "")}
     panels = {name: p for name, p in panels.items() if p[0]["key"].isin(COLOUR).any()}
@@ -236,11 +238,15 @@ def pareto(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
 def interaction_dial(by_dial: pd.DataFrame, kind: str) -> Figure | None:
     """Zero-shot error against the phantoms' interaction dial, from the rows of `tables.by_dial_rows`.
 
-    None when fewer than two settings were run: one point of a dial is no figure.
+    Drawn are methods that were run at two settings or more; None without any: one point of a dial is no figure.
     """
-    dials = sorted(by_dial["dial"].unique()) if len(by_dial) else []
-    if len(dials) < 2:
+    if by_dial.empty:
         return None
+    by_dial = by_dial[by_dial["value"].notna()]
+    by_dial = by_dial[by_dial.groupby("method")["dial"].transform("nunique") > 1]
+    if by_dial.empty:
+        return None
+    dials = sorted(by_dial["dial"].unique())
     fig = figure(COLUMN, 2.6)
     ax = fig.subplots()
     for i, (key, part) in enumerate(by_dial.groupby("method", sort=False)):

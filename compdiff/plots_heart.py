@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from compdiff.heart_fairness import MAIN
 from compdiff.heart_report import GATE, METHODS
 from compdiff.plots import GREY, MARKERS, PAGE, PALETTE, error, figure, styled
+from compdiff.rendering import DAGGER
 
 MASK_COLOURS = ListedColormap(["#000000", "#ffffff", "#888888", "#555555"])  # background, cavity, myocardium, right
 SHOWN_RATES = (MAIN, "TPR", "FPR", "selection rate")
@@ -72,6 +73,7 @@ def faithfulness(generation: pd.DataFrame, title: str) -> Figure:
 @styled
 def matrices(matrix: pd.DataFrame, title: str) -> Figure:
     """Real groups (rows) against synthetic groups and other real patients (the floor), one scale for an attribute."""
+    matrix = matrix[matrix["value"].notna()]  # the groups left out stand in the report
     names = list(matrix["attribute"].unique())
     fig = figure(PAGE, 0.6 + 1.9 * max(1, len(names)))
     axes = fig.subplots(max(1, len(names)), 2, squeeze=False)
@@ -88,7 +90,8 @@ def matrices(matrix: pd.DataFrame, title: str) -> Figure:
             ax.set_xticks(range(len(wide.columns)), list(wide.columns), fontsize=6)
             ax.set_xlabel("synthetic" if kind == "synthetic" else "other real patients", fontsize=6)
             ax.set_yticks(range(len(wide)), [f"real {r}" for r in wide.index], fontsize=6)
-            ax.set_title(f"{name}, n = {int(part['n'].iloc[0])}", fontsize=7)
+            few = f" {DAGGER}" if part["note"].fillna("").str.startswith("ineligible").any() else ""
+            ax.set_title(f"{name}, n = {int(part['n'].iloc[0])}{few}", fontsize=7)
     fig.suptitle(title, fontsize=8)
     return fig
 

@@ -181,6 +181,7 @@ def nearest_training(
     for ax, suspected in zip(fig.axes, pairs["distance"] < pairs["threshold"], strict=False):
         ax.title.set(fontsize=6.5, color=RED if suspected else "black")
     alarm = " or ".join(f"{t:.3g}" for t in pairs["threshold"].unique())
+    means = "a copy or mere blur" if pairs["space"].iloc[0] == "pixels" else "a suspected copy"
     fig.suptitle(f"Nearest training {what}s by {pairs['space'].iloc[0]}:\nthe {len(pairs)} closest of n = {listed} pairs "
-                 f"of all methods and seeds\nnumber: distance; red: below {alarm}, a suspected copy", fontsize=8)  # fmt: skip
+                 f"of all methods and seeds\nnumber: distance; red: below {alarm}, {means}", fontsize=8)  # fmt: skip
     return fig

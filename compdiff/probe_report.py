@@ -54,7 +54,7 @@ def probe_lines(results: pd.DataFrame) -> list[str]:
              "another attribute, so that it cannot take the one for the other.", ""]  # fmt: skip
     able = [i for i in items if i.rows(here)["value"].notna().any()]
     heads = {i: name_of(i) + size(i.of(here, "real_test")) for i in able}
-    rows = {TITLES[m]: {head: said(i.of(here, m)) for i, head in heads.items()}
+    rows = {frames.title(m, STAGE): {head: said(i.of(here, m)) for i, head in heads.items()}
             for m in frames.methods_in(here, (STAGE,))}  # fmt: skip
     lines += [markdown_table(pd.DataFrame(rows).T, "method or control"), ""] if able else []
     lines += [line for item in able for line in verdict_lines(here, item)]

@@ -19,6 +19,7 @@ PUBLISHED = paths.ROOT / "compdiff" / "published_results.csv"
 METHOD = {"baseline": "text", "fairdiffusion": "fairdiffusion", "compdiff": "hcn"}  # the papers' name -> ours
 NOT_IN_RECORD = "not in the record"
 AS_PRINTED, SWAPPED, EITHER = "sexes as printed", "sexes swapped", "no sex named"
+PAIRINGS = ("paired", "intra-prompt")  # between which images MS-SSIM is, the record does not say: both readings
 COMPARABLE = (
     "Published columns: other data, image size and feature extractor. Compare the direction between methods, never the "
     "size of a number."
@@ -30,7 +31,6 @@ OUTSIDE = {"FID-RadImageNet": ("FID", "radimagenet"), "BioViL": ("cosine paired"
 WHY_NOT = {
     "FID-RadImageNet": "RadImageNet features were not computed; FID of another extractor is another quantity",
     "BioViL": "the judge BioViL was not run",
-    "MS-SSIM": "the record does not say between which images; ours, paired and intra-prompt, stand in Table 1",
 }
 
 
@@ -52,14 +52,21 @@ def swapped(group: str) -> str:
     return " ".join(other.get(word, word) for word in group.split(" "))
 
 
-def counterpart(metric: str, group: str, schema: Schema, results: pd.DataFrame) -> Item | str:
-    """Our number for a published metric and group, or why there can be none.
+def pairings(metric: str) -> tuple[str, ...]:
+    """The readings of a metric of which the record does not say between which images it is; ("",) = there is one."""
+    return PAIRINGS if metric == "MS-SSIM" else ("",)
+
+
+def counterpart(metric: str, group: str, schema: Schema, results: pd.DataFrame, pairing: str = "") -> Item | str:
+    """Our number for a published metric and group (of MS-SSIM under one of PAIRINGS), or why there can be none.
 
     The papers' own judge or extractor where its weights were there (stage "judges"), else ours. For FID of a cell that
     is too small for one, KID: also a distance, and unbiased in the number of images.
     """
-    if metric == "MS-SSIM":
-        return WHY_NOT[metric]
+    if pairing:
+        names = results.loc[results["stage"] == "quality", "metric"].unique()  # MS-SSIM, or MS-SSIM-3 of small images
+        ours = [n for n in names if n.startswith(metric) and n.endswith(f" {pairing}")]
+        return Item("quality", ours[0]) if ours else f"no {metric} {pairing} in these results"
     if metric in OUTSIDE:
         return Item("judges", OUTSIDE[metric][0], extractor=OUTSIDE[metric][1])
     if metric == "disease AUROC":
@@ -89,9 +96,11 @@ def first_with_values(items: Sequence[Item], results: pd.DataFrame) -> Item:
     return items[-1]
 
 
-def ours(results: pd.DataFrame, schema: Schema, metric: str, group: str, method: str) -> dict[str, object]:
+def ours(
+    results: pd.DataFrame, schema: Schema, metric: str, group: str, method: str, pairing: str
+) -> dict[str, object]:
     """Our row for a published number; without one, a row whose note says why ("not available: ...")."""
-    item = counterpart(metric, group, schema, results)
+    item = counterpart(metric, group, schema, results, pairing)
     row = None if isinstance(item, str) else item.of(results, METHOD[method])
     if row is not None and pd.notna(row["value"]):
         return row
@@ -110,22 +119,27 @@ def differs(row: Mapping[str, object], kind: str) -> str:
     """In what our number is another quantity than the printed one."""
     if pd.isna(row["value"]):
         return ""
-    how = "judge trained here" if row["stage"] == "alignment" else f"{row['metric']}-{row['extractor']}"
+    name = row["metric"] if row["extractor"] == "pixels" else f"{row['metric']}-{row['extractor']}"
+    how = "judge trained here" if row["stage"] == "alignment" else name
     return f"{kind}; {how}"
 
 
 def beside(results: pd.DataFrame, schema: Schema, modality: str, kind: str) -> pd.DataFrame:
-    """One row per published number of a modality: as printed, then ours. `results`: of `frames.over_seeds`.
+    """One row per published number of a modality, of MS-SSIM two: as printed, then ours. `results`: of
+    `frames.over_seeds`.
 
-    kind: "phantoms" or "real images". Columns: those of the record (published, published std), then ours, lo, hi, std,
-    n, seeds, extractor, differs (in what ours is another quantity) and note (why there is none).
+    kind: "phantoms" or "real images". Columns: those of the record (published, published std), pairing ("" or one of
+    PAIRINGS), then ours, lo, hi, std, n, seeds, extractor, differs (in what ours is another quantity) and note (why
+    there is none).
     """
     table = read()
     rows = []
-    for printed in table[table["modality"] == modality].to_dict("records"):
-        own = ours(results, schema, printed["metric"], printed["group"], printed["method"])
+    printed_rows = table[table["modality"] == modality].to_dict("records")
+    for printed, pairing in [(row, pairing) for row in printed_rows for pairing in pairings(row["metric"])]:
+        own = ours(results, schema, printed["metric"], printed["group"], printed["method"], pairing)
         base = {k: printed[k] for k in ("source", "table", "modality", "method", "group", "metric")}
-        base |= {"published": printed["value"], "published std": printed["std"], "caution": printed["caution"]}
+        base |= {"pairing": pairing, "published": printed["value"], "published std": printed["std"]}
+        base |= {"caution": printed["caution"]}
         base |= {"ours": own["value"]} | {k: own[k] for k in ("lo", "hi", "std", "n", "seeds", "extractor")}
         note = own["note"] if pd.isna(own["value"]) or own["note"].startswith("ineligible") else ""
         rows.append(base | {"differs": differs(own, kind), "note": note})
@@ -158,7 +172,8 @@ def directions(results: pd.DataFrame, schema: Schema, modality: str) -> pd.DataF
     """One row per pair of methods, metric, group and reading: does the sign of our difference agree with the printed?
 
     Cells whose sex names may be swapped are compared under both readings: with our cell of the printed name, and with
-    our cell of the other sex. "within our noise": the interval of our difference holds 0 (`frames.verdict`).
+    our cell of the other sex; so is MS-SSIM, under PAIRINGS. "within our noise": the interval of our difference holds 0
+    (`frames.verdict`).
     """
     table = read()
     rows = []
@@ -167,9 +182,11 @@ def directions(results: pd.DataFrame, schema: Schema, modality: str) -> pd.DataF
     ):
         printed = family.set_index("method")["value"]
         doubtful = family["caution"].str.contains("swapped").any() and swapped(group) != group
-        for reading in (AS_PRINTED, SWAPPED) if doubtful else (EITHER,):
-            here = swapped(group) if reading == SWAPPED else group
-            item = counterpart(metric, here, schema, results)
+        sexes = (AS_PRINTED, SWAPPED) if doubtful else (EITHER,)
+        for sex, pairing in [(sex, pairing) for sex in sexes for pairing in pairings(metric)]:
+            here = swapped(group) if sex == SWAPPED else group
+            reading = f"{metric} read as {pairing}" if pairing else sex
+            item = counterpart(metric, here, schema, results, pairing)
             for a, b in combinations([m for m in METHOD if m in printed], 2):
                 rows.append({"table": number, "metric": metric, "group": group, "reading": reading, "our group": here,
                              "a": METHOD[a], "b": METHOD[b], "published a": printed[a], "published b": printed[b],

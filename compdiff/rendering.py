@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def shown(entry: Mapping[str, object]) -> str:
     ours = entry["key"] and "published" not in entry["column"]
     size = f"n = {entry['n']:.0f}" if pd.notna(entry["n"]) and ours else ""
     text = f"{text} {DAGGER}" if is_inline(note) else text
-    return f"{text}; {size}" if size else text
+    whose = counted(note)
+    return "; ".join(filter(None, [text, size, whose[1] if whose else ""]))
 
 
 def is_remedy(note: str) -> bool:
@@ -58,27 +60,38 @@ def is_inline(note: str) -> bool:
     return note.startswith("ineligible")
 
 
+def counted(note: str) -> re.Match[str] | None:
+    """Does a note only count a number's patients ("22 patients")? Then its own cell says so."""
+    return re.fullmatch(r"(\d+ patients)(?: \(seed \d+\))?", note)
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 def footnotes(table: pd.DataFrame) -> list[str]:
-    """What the daggers mean, and the explaining notes, once per column, with the rows that they are about."""
+    """What the daggers mean, and the explaining notes, once per column or for all columns that share them, with the
+    rows that they are about.
+    """
     valued = table[table["value"].notna() & (table["note"] != "")]
     inline = valued["note"].map(is_inline).astype(bool)
     lines = [INELIGIBLE] if inline.any() else []
     missing = table[table["value"].isna() & table["note"].map(is_remedy).astype(bool)]
-    told = pd.concat([valued[~inline], missing])
+    told = pd.concat([valued[~inline & ~valued["note"].map(counted).astype(bool)], missing])
+    columns: dict[str, list[str]] = {}
     for column, part in told.groupby("column", sort=False):
         there = table[(table["column"] == column) & (table["value"].notna() | table.index.isin(missing.index))]
         texts = [whose(mine, there) + note for note, mine in part.groupby("note", sort=False)]
-        lines.append(f"{column}: {'; '.join(texts[:MAX_NOTES])}{' ...' if len(texts) > MAX_NOTES else ''}.")
-    return lines
+        text = f"{'; '.join(texts[:MAX_NOTES])}{' ...' if len(texts) > MAX_NOTES else ''}."
+        columns.setdefault(text, []).append(column)
+    return lines + [f"{', '.join(names)}: {text}" for text, names in columns.items()]
 
 
 def whose(part: pd.DataFrame, there: pd.DataFrame) -> str:
-    """Of which panels, or else rows, of a column a note is told: "Text baseline, Flat encoder: "; "" for all of it."""
-    for what in ("panel", "row"):
-        if part[what].nunique() < there[what].nunique():
-            return ", ".join(part[what].unique()) + ": "
-    return ""
+    """Of which panels of a column, and of which of their rows, a note is told: "Text baseline, Flat encoder: "; "" for
+    all of it.
+    """
+    panels, here = part["panel"].unique(), there[there["panel"].isin(part["panel"])]
+    names = [", ".join(panels)] if len(panels) < there["panel"].nunique() else []
+    names += [", ".join(part["row"].unique())] if part["row"].nunique() < here["row"].nunique() else []
+    return f"{', '.join(names)}: " if names else ""
 
 
 def seeds_note(table: pd.DataFrame) -> str:
@@ -118,14 +131,15 @@ def published_pages(numbers: pd.DataFrame, pairs: pd.DataFrame) -> Pages:
     if numbers.empty:
         return {}
     rows = {}
-    for (table, metric, group), part in numbers.groupby(["table", "metric", "group"], sort=False):
+    for (table, metric, group, pairing), part in numbers.groupby(["table", "metric", "group", "pairing"], sort=False):
         other = other_metric(part, metric)
         own = [shown({**r, "value": r["ours"], "column": "", "key": ""}).split(":")[0] for r in part.to_dict("records")]
         own = [f"{other} {text}" if other and text[:1].isdigit() else text for text in own]
         why = dict.fromkeys(n.removeprefix(f"{NOT_AVAILABLE}: ") for n in part["note"] if n)
         printed = [number(v) + (f" ({number(s)})" if pd.notna(s) else "")
                    for v, s in zip(part["published"], part["published std"], strict=True)]  # fmt: skip
-        rows[f"{table}: {metric}{f' (ours: {other})' if other else ''}, {group}"] = {
+        other = f"reading: {pairing}" if pairing else f"ours: {other}" if other else ""
+        rows[f"{table}: {metric}{f' ({other})' if other else ''}, {group}"] = {
             "published": " / ".join(printed), "ours": in_turn(own), "n": number_range(part["n"].dropna()),
             "seeds": number_range(part["seeds"].dropna()),
             "differs, or why not": "; ".join([*filter(None, part["differs"].unique()), *why]),

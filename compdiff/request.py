@@ -21,6 +21,7 @@ VARIABLES = {
     "PROMPTS_FILE": "CSV of your own prompts, drawn by every method: prompt, one column per attribute, repeats",
     "STAGES": "only these notebooks and what they need",
     "JOBS": "notebooks at a time, each on its share of the cores: as many as cores and memory allow, at paper size 1",
+    "KIND": "skeleton: the kind of its images, one that the manifest lists (mimic: jpg, dcm)",
     "RECIPE": " | ".join(config.RECIPES),
 }
 REAL = {"cardiac": "sunnybrook"}  # phantoms -> the open data of their kind, where a data folder is given
@@ -45,6 +46,7 @@ class Request:
     data_root: str = ""
     prompts_file: str = ""  # absolute
     runs: str = ""
+    kind: str = ""  # of a skeleton's images
     jobs: int = 0  # notebooks at a time, 0 = as many as cores and free memory allow (at paper size 1)
     overrides: Mapping[str, object] = field(default_factory=dict)
 
@@ -86,7 +88,7 @@ def parse(words: Sequence[str], profile: str) -> Request:
         methods=tuple(given.get("METHODS", "").split()), ablation=ablation == "1",
         strategies=tuple(given.get("STRATEGIES", "").split()), stages=tuple(given.get("STAGES", "").split()),
         data_root=given.get("DATA_ROOT", ""), prompts_file=_file(given.get("PROMPTS_FILE", "")), runs=str(paths.runs_root(given.get("RUNS", ""))),
-        jobs=int(given.get("JOBS") or 0),
+        jobs=int(given.get("JOBS") or 0), kind=given.get("KIND", ""),
         overrides=typed(overrides),
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ COMMANDS = {
     "smoke": "the same at the smallest size (PROFILE=smoke)",
     "plan": "print what `paper` would run, and why",
     "clean": "remove the smoke run and caches; results stay",
-    "skeleton": "write drawn images in a real dataset's layout (DATASETS=mimic) into DATA_ROOT, to rehearse",
+    "skeleton": "write drawn images in a real dataset's layout (DATASETS=mimic KIND=dcm) into DATA_ROOT, to rehearse",
 }
 READABLE = "(papermill reads `name: type = value  # comment`, without a further = sign in the line)"
 INSIDE = "COMPDIFF_INSIDE_RUN"  # set for the kernels that the door starts
@@ -267,7 +267,8 @@ def write_skeleton(project: Project, request: Request) -> None:
     if len(request.datasets) != 1 or not request.data_root:
         raise Refused("name one dataset and an empty folder: skeleton DATASETS=mimic DATA_ROOT=<folder>")
     try:
-        root = skeleton.write(str(project.manifests / f"{request.datasets[0]}.yaml"), Path(request.data_root))
+        manifest = str(project.manifests / f"{request.datasets[0]}.yaml")
+        root = skeleton.write(manifest, Path(request.data_root), request.kind)
     except ValueError as error:
         raise Refused(str(error)) from None
     print(f"phantoms in the layout of {request.datasets[0]}, see README.txt: {root}")
@@ -292,6 +293,8 @@ def main(words: Sequence[str], project: Project = PROJECT) -> int:
         if name not in COMMANDS:
             raise Refused(f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
         request = parse(rest, profile="smoke" if name == "smoke" else "demo")
+        if request.kind and name != "skeleton":
+            raise Refused(f"KIND={request.kind} is a word of skeleton; of real images the manifest says the kind")
         check_names(project, request)
         {"plan": print_plan, "clean": clean, "skeleton": write_skeleton}.get(name, run)(project, request)
     except Refused as error:

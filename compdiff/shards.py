@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import fsspec
 import numpy as np
@@ -81,13 +81,25 @@ def opened(where: str | Path, name: str) -> tuple[str, BinaryIO]:
     host = parts.netloc.rpartition("@")[2]
     shown = f"{parts.scheme}://{host}{parts.path}"
     url, web = parts.geturl(), parts.scheme in ("http", "https")
+    # Broad for fsspec: its drivers pass on what their clients raise, and those (botocore's NoCredentialsError, errors of
+    # Google's and Azure's) have no base in common but Exception.
+    failures = (OSError, http.client.HTTPException, ImportError, ValueError) if web else (Exception,)
     try:
         with urllib.request.urlopen(url, timeout=60) if web else fsspec.open(url, "rb") as file:
             return shown, io.BytesIO(file.read())
-    except (OSError, http.client.HTTPException) as error:
-        raise ShardError(f"{shown}: cannot be read ({str(error).replace(parts.netloc, host)})") from None
-    except (ImportError, ValueError) as error:  # a scheme without its driver, or no scheme at all
-        raise ShardError(f"{shown}: {error}; remedy: install fsspec's driver for {parts.scheme}://") from None
+    except failures as error:
+        problem = _without_secrets(error, parts)
+        if isinstance(error, ImportError | ValueError) and not isinstance(error, OSError):
+            remedy = f"install fsspec's driver for {parts.scheme}://"  # or it is no scheme at all
+            raise ShardError(f"{shown}: {problem}; remedy: {remedy}") from None
+        raise ShardError(f"{shown}: cannot be read ({problem})") from None
+
+
+def _without_secrets(error: Exception, parts: SplitResult) -> str:
+    """An error's words without the user and password of the address; its name where it has no words."""
+    text, user = str(error) or type(error).__name__, parts.netloc.rpartition("@")[0]
+    text = text.replace(f"{user}@", "") if user else text
+    return text.replace(parts.password, "***") if parts.password else text
 
 
 def share_of(items: Sequence, share: tuple[int, int]) -> Sequence:
@@ -134,6 +146,19 @@ def read_all(
                 raise
             skipped.append(str(error))
             print(f"skipped {entry['n']} images: {error}", file=sys.stderr)
+
+
+def read_at(
+    where: str | Path, entries: Iterable[dict], size: int, wanted: np.ndarray
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """(row, image) pairs at the ascending positions `wanted` of all shards' samples; opens only the shards with one."""
+    stop = 0
+    for entry in entries:
+        start, stop = stop, stop + entry["n"]
+        low, high = np.searchsorted(wanted, (start, stop))
+        if low < high:
+            asked = set((wanted[low:high] - start).tolist())
+            yield from (pair for n, pair in enumerate(read(where, entry, size)) if n in asked)
 
 
 def members(path: str | Path, size: int, file: BinaryIO | None = None) -> Iterator[tuple[dict, np.ndarray]]:

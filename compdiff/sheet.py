@@ -55,6 +55,11 @@ class Sheet:
         self.columns |= {f"label {k}": c for k, c in manifest.label_columns.items() if isinstance(c, Column)}
         self.header = {name: " or ".join(column.header) for name, column in self.columns.items()}
         self.rows: list[Record] = []
+        self.unclear: dict[str, str] = {}  # patient -> which attribute differs between that patient's rows
+
+    def where(self, row: Record) -> str:
+        """How a report names a row: by its place, never by what it holds."""
+        return f"{self.table}, row {row.line}"
 
     def bad(self, line: int, column: str, problem: str, remedy: str) -> None:
         self.problems.add(f"{self.table}, row {line}, column {self.header[column]}", problem, remedy)
@@ -69,7 +74,7 @@ class Sheet:
 
     # --- the table --------------------------------------------------------------------------------------------------
     def read(self, text: bytes) -> None:
-        """Sets `rows`. One row per image; what belongs to a patient is the same in all of that patient's rows."""
+        """Sets `rows`: one per image."""
         try:
             table = list(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True))
         except (UnicodeDecodeError, csv.Error):
@@ -78,7 +83,7 @@ class Sheet:
         names = [cell.strip() for cell in table[0]] if table else []
         where = self._locate(names)
         images: dict[str, Record] = {}
-        patients: dict[str, Record] = {}
+        patients: dict[str, dict[str, Record]] = {}
         for line, cells in enumerate(table[1:], 2):
             if len(cells) < len(names) or any(cells[len(names) :]):
                 if any(cells):
@@ -90,7 +95,9 @@ class Sheet:
             if row.image and (first := images.setdefault(row.image, row)) is not row:
                 self.bad(line, "image", f"same image as row {first.line}", "keep one of the rows")
             if row.patient:
-                self._compare(row, patients.setdefault(row.patient, row))
+                self._compare(row, patients.setdefault(row.patient, {}))
+        for row in self.rows:
+            row.reason = row.reason or self.unclear.get(row.patient, "")
         if not self.rows:
             self.problems.add(self.table, "holds no usable rows", "use the file of the release, unchanged")
 
@@ -202,11 +209,24 @@ class Sheet:
             self.bad(row.line, "findings", "repeats an identifier of its row", "remove it from the text")
         return " ".join(text.split())
 
-    def _compare(self, row: Record, first: Record) -> None:
+    def _compare(self, row: Record, known: dict[str, Record]) -> None:
+        """What belongs to a patient is the same in all rows. known: attribute -> the patient's first row that names it.
+
+        Two sexes under one id are always a problem: one of the rows is somebody else's. Any other attribute may be let go
+        (a release that asks at every admission), and then with all rows of the patient, since none is known to be right.
+        """
         for name, value in row.attributes.items():
-            before = first.attributes.get(name)
-            if self.columns[name].per_patient and value and before and value != before:
-                self.bad(row.line, name, f"differs from row {first.line}, the same patient", "correct one of them")
+            first = known.setdefault(name, row) if value and self.columns[name].per_patient else row
+            if first.attributes.get(name) == value:
+                continue
+            problem = f"differs from row {first.line}, the same patient"
+            if name == "sex":
+                self.bad(row.line, name, problem, "correct one of them")
+                continue
+            remedy = "correct one of them, or set per_patient: false for it in the manifest, if it may change"
+            reason = f"{name} differs between rows of the patient"
+            self.leave_out(row, "category_errors", name, problem, remedy, reason)
+            self.unclear[row.patient] = reason
 
     # --- splits and files -------------------------------------------------------------------------------------------
     def one_split_per_patient(self) -> None:

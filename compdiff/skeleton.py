@@ -48,11 +48,15 @@ class Shot:
 def write(dataset: str, root: Path, kind: str = "", patients: int = PATIENTS) -> Path:
     """Write the tree for a manifest's name or path into `root`, which must be empty or absent; returns it.
 
-    kind: of the images (jpg, dcm, npz, png), "" = the first of the manifest. DataError where the layout has no tree.
+    kind: of the images, one of the manifest's (mimic: jpg, dcm), "" = its first. DataError where the layout has no tree or
+    the manifest no such kind.
     """
     manifest, root = load_manifest(dataset), Path(root).expanduser().resolve()
     if manifest.layout not in TREES:
         raise DataError(manifest.title, [f"layout {manifest.layout}: needs no folder -> use it as it is"])
+    kinds = manifest.files.get("kinds", ["png"])  # NIH has PNG files only
+    if kind and kind not in kinds:
+        raise DataError(manifest.title, [f"kind {kind}: none of the manifest's -> use one of: {', '.join(kinds)}"])
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(manifest.title, [f"{root}: is not empty -> name another folder"])
     root.mkdir(parents=True, exist_ok=True)

@@ -6,12 +6,13 @@ compdiff/rendering.py turns tables into text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from compdiff import config, published
+from compdiff import config, frames, published
 from compdiff.attributes import Schema
 from compdiff.fairness import disparity_label
 from compdiff.frames import NOT_AVAILABLE, TITLES, Item, methods_in
@@ -33,7 +34,11 @@ ES_LABELS = (
     "eligible in all groups."
 )
 NO_FLOOR = "no training images of these cells"  # real_train where training held them out
-REAL_IN_AUDIT = "Real test images (no copies: the control)"  # title of real_test where no judge scores
+BLUR = (
+    "Suspected copies (pixels): blur alone brings an image nearer to all others. The images of the row Autoencoder only "
+    "are new and merely blurred, so what alarms there is no copy: read a method's share beside that row, not beside the "
+    "declared rate."
+)
 
 
 def cell(panel: str, key: str, row: str, column: str, number: Mapping[str, object] | None) -> dict[str, object]:
@@ -110,9 +115,11 @@ def table1(results: pd.DataFrame, schema: Schema, modality: str) -> pd.DataFrame
     for panel, items in table1_items(schema, results).items():
         stages = sorted({i.stage for i in items})
         for key in methods_in(results, stages):
-            title = REAL_IN_AUDIT if key == "real_test" and panel == "Memorisation" else TITLES[key]
+            title = frames.title(key, stages[0])
             for item in items:
                 number, label = item.of(results, key), item.label(results)
+                if why := frames.incomparable(results, item, number):
+                    number = number | dict.fromkeys(("value", "lo", "hi", "std"), np.nan) | {"note": why}
                 cells.append(cell(panel, key, title, label, number))
                 if item.paper:
                     cells.append(paper_cell(panel, key, title, label, modality, *item.paper))
@@ -145,8 +152,8 @@ def group_cells(results: pd.DataFrame, rows: Sequence[Row], modality: str, items
                 cells.append(cell(panel, key, row, TITLES[key], None if nobody else number))
                 if nobody:
                     cells[-1]["note"] = NO_FLOOR
-                elif whose and cells[-1]["note"] == whose:
-                    cells[-1]["note"] = ""
+                note = cells[-1]["note"]  # a control's patients stand in its cell, a method's in the row's title
+                cells[-1]["note"] = "" if whose and note == whose else re.sub(r"^\d+ images of ", "", note)
                 if item.metric == "FID" and key in published.METHOD.values():
                     cells.append(paper_cell(panel, key, row, TITLES[key], modality, paper, name))
     return cells
@@ -258,9 +265,11 @@ def table5(
             label = f"zero-shot {Item('quality', metric).label(results)}"
             cells.append(cell("Ablation", key, row, label, zero_shot(results, metric, key)))
         cells.append({"panel": "Ablation", "key": key, "row": row, "column": "FID, published", "note": NOT_IN_RECORD})
-    for dial, frame in sorted((by_dial or {}).items()) if len(by_dial or {}) > 1 else ():
+    by_dial = by_dial if by_dial and len(by_dial) > 1 else {}
+    run = {m for frame in by_dial.values() for m in frames.trained(frame, ("quality",))}
+    for dial, frame in sorted(by_dial.items()):
         panel = f"zero-shot {Item('quality', 'KID').label(frame)} by interaction"
-        for key in [m for m in methods_in(frame, ("quality",)) if m in config.METHODS]:
+        for key in [m for m in TITLES if m in run]:
             cells.append(cell(panel, key, f"interaction = {dial:g}", TITLES[key], zero_shot(frame, "KID", key)))
     return frame_of(cells)
 

@@ -7,6 +7,7 @@ process, so neither the number of processes nor a restart changes the experiment
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import math
@@ -39,10 +40,20 @@ SHARDING = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class StepNoise:
-    """Random numbers of one step, drawn for the global batch and sliced to `rows`: the same on any world size."""
+    """Random numbers of one step, drawn once for the global batch and sliced to `rows`: the same on any world size.
+
+    What is drawn is kept, and slices share its memory: do not change it in place.
+    """
 
     def __init__(self, seed: int, step: int, batch: int, rows: slice, device: torch.device | str = "cpu"):
         self.key, self.batch, self.rows, self.device = f"{seed}/{step}", batch, rows, device
+        self.drawn: dict[tuple, Tensor] = {}  # (kind, name, shape) -> [batch, *shape]
+
+    def part(self, rows: slice, device: torch.device | str) -> StepNoise:
+        """The same numbers for other `rows`: one microbatch's."""
+        part = copy.copy(self)  # shares `drawn`
+        part.rows, part.device = rows, device
+        return part
 
     def generator(self, name: str) -> torch.Generator:
         digest = hashlib.sha256(f"{self.key}/{name}".encode()).digest()
@@ -50,11 +61,17 @@ class StepNoise:
 
     def normal(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         """N(0,1), [rows, *shape]."""
-        return torch.randn(self.batch, *shape, generator=self.generator(name))[self.rows].to(self.device)
+        return self._sliced(torch.randn, name, shape)
 
     def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Tensor:
         """U(0,1), [rows, *shape]."""
-        return torch.rand(self.batch, *shape, generator=self.generator(name))[self.rows].to(self.device)
+        return self._sliced(torch.rand, name, shape)
+
+    def _sliced(self, draw: Callable[..., Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+        key = draw.__name__, name, tuple(shape)
+        if key not in self.drawn:
+            self.drawn[key] = draw(self.batch, *shape, generator=self.generator(name))
+        return self.drawn[key][self.rows].to(self.device)
 
 
 def batch_rows(n: int, batch: int, step: int, seed: int) -> Tensor:
@@ -129,6 +146,7 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
     validate_every = max(1, round(c.validate_every * c.steps))
     checkpoint_every = max(1, round(c.checkpoint_every * c.steps))
 
+    wrapped.train()
     for step in range(run.restore(), c.steps):
         began = time.perf_counter()
         for group in optimizer.param_groups:
@@ -137,18 +155,19 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
         whole = StepNoise(seed, step, c.batch, slice(None))
         weights = reweighter.weights(data.attributes[rows], whole.generator("weights")).float()  # [batch]
 
-        wrapped.train()
+        if not model.training:  # walking through all modules takes a while: only after validation
+            wrapped.train()
         terms = []
         for start in range(rank * share, (rank + 1) * share, micro):
             part = slice(start, start + micro)
             last = start + micro == (rank + 1) * share
-            noise = StepNoise(seed, step, c.batch, part, device)
+            noise = whole.part(part, device)
             with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
                 losses, penalties = step_losses(wrapped, model, base, data, rows[part], noise, c, step / c.steps)
                 total = weights[part].to(device) * losses + sum(penalties.values())
                 accelerator.backward(total.sum() / share)
             terms.append(torch.stack([losses, *penalties.values()], dim=1).detach())  # [micro, 1 + P]
-        grad_norm = accelerator.clip_grad_norm_(list(params.values()), c.clip)
+        grad_norm = optim.clip(accelerator, list(params.values()), c.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:

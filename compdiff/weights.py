@@ -27,12 +27,13 @@ MANIFEST = paths.MANIFESTS / "weights.yaml"
 
 
 class NotAvailable(RuntimeError):
-    """Weights that are not on this machine. `remedy` says how to obtain them; callers print "not available:
-    <remedy>"."""
+    """Weights that are not on this machine, or (`why`) are and cannot be loaded. `remedy` says how to obtain them;
+    callers print `note`, "not available: <why>; <remedy>"."""
 
-    def __init__(self, what: str, remedy: str):
-        super().__init__(f"{what} is not available; remedy: {remedy}")
-        self.remedy = remedy
+    def __init__(self, what: str, remedy: str, why: str = ""):
+        super().__init__(f"{what} is not available{': ' * bool(why)}{why}; remedy: {remedy}")
+        self.remedy, self.why = remedy, why
+        self.note = "not available: " + "; ".join(filter(None, [why, remedy]))
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Entry:
     sha256: str | None  # of the published file; null = nobody of us has seen its bytes
     package: str  # installed Python package that carries the file; "" = the folder of weights
     file: str  # name in that folder, or path in that package
-    architecture: str | None  # key of backbones.ARCHITECTURES; null = cannot be loaded here, the remedy says why
+    architecture: str | None  # key of backbones.ARCHITECTURES; null = not built in, so no file of it is loaded
     width: int | None  # d of the features
     outputs: tuple[str, ...] | int  # names, or number, of the logits; 0 = none
     size: int  # pixels fed to it, square
@@ -78,24 +79,25 @@ def weight_file(name: str, folder: str = "") -> Path:
     """The checked file of judge or extractor `name`, in its package or else below `folder` (paths.weights_root).
 
     A file of the same stem ending in .safetensors is taken first: it is the user's own copy of the published tensors.
-    ValueError: unknown name, or bytes that are not the listed ones. NotAvailable: no such file, or none we can load.
+    ValueError: unknown name, or bytes that are not the listed ones. NotAvailable: no such file, or one of a network
+    whose architecture is not built in.
     """
-    known = entry(name)
-    if known.architecture is None:
-        raise NotAvailable(known.title, known.remedy)
-    root = paths.weights_root(folder)
+    known, root = entry(name), paths.weights_root(folder)
     if known.package:
         spec = importlib.util.find_spec(known.package)
         if spec is None or not spec.submodule_search_locations:
             raise NotAvailable(known.title, known.remedy)
         root = Path(spec.submodule_search_locations[0])
     path = root / known.file
-    if (copy := path.with_suffix(".safetensors")).is_file():
-        return copy
-    if not path.is_file():
+    found = next((p for p in (path.with_suffix(".safetensors"), path) if p.is_file()), None)
+    if found is None:
         raise NotAvailable(known.title, known.remedy)
-    if known.sha256 and (found := sha256_file(path)) != known.sha256:
-        raise ValueError(f"{path.name}: sha256 {found}, expected {known.sha256}; remedy: {known.remedy}")
+    if known.architecture is None:
+        raise NotAvailable(known.title, known.remedy, f"{found.name} is there, but its architecture is not built in")
+    if found != path:
+        return found
+    if known.sha256 and (digest := sha256_file(path)) != known.sha256:
+        raise ValueError(f"{path.name}: sha256 {digest}, expected {known.sha256}; remedy: {known.remedy}")
     return path
 
 
@@ -128,13 +130,14 @@ CONVERT = "remedy: where you trust the file, save its state_dict() with safetens
 
 
 def listing(folder: str = "") -> pd.DataFrame:
-    """The list as a table: what each judges, its licence, and its state: verified, unverified, or not available."""
+    """The list as a table: what each judges, its licence, and its state: verified, unverified, or not available (and
+    why, where the file is there)."""
     rows = []
     for name, known in entries().items():
         try:
             state = standing(name, weight_file(name, folder))
-        except NotAvailable:
-            state = "not available"
+        except NotAvailable as error:
+            state = "not available" + f": {error.why}" * bool(error.why)
         row = {"title": known.title, "judges": known.judges, "licence": known.licence, "state": state}
         rows.append({"name": name} | row)
     return pd.DataFrame(rows).set_index("name")

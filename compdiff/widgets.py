@@ -75,9 +75,10 @@ def explorer(run: TrainedRun | None = None) -> ipw.VBox:
     return box(run.name, [chosen, years, *who.values(), findings], how, draw)
 
 
-def heart_explorer(run: HeartRun | None = None) -> ipw.VBox:
-    """An example's mask and a prompt for a trained ControlNet (default: the first found). Refused: there is none."""
-    found = [run] if run else heart_studio.trained_runs()
+def heart_explorer(run: HeartRun | None = None, runs: str = "", base: str = "", data_root: str = "") -> ipw.VBox:
+    """An example's mask and a prompt for a trained ControlNet (default: the first found below `runs`; data_root: of the
+    real data that it learnt from). Refused: there is none."""
+    found = [run] if run else heart_studio.trained_runs(runs, base, data_root)
     if not found:
         raise Refused(heart_studio.NOTHING_TRAINED)
     run, usual = found[0], heart_studio.usual(found[0])

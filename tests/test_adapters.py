@@ -29,7 +29,9 @@ def test_a_tree_in_the_layout_is_read(copy, dataset, kind, capfd):
     assert set(table["split"]) == wanted
     assert sum(reason.endswith("missing, or none of the categories") for reason in reasons) == 1
     assert ("not a frontal view" in reasons) == (dataset in ("mimic", "chexpert"))
-    assert pd.read_csv(data.folder / "rejects.csv").to_dict("records") == data.index["excluded"]
+    rejects = pd.read_csv(data.folder / "rejects.csv")
+    assert rejects[["id", "reason"]].to_dict("records") == data.index["excluded"]
+    assert f"{tree.file.name}, row {len(tree.rows) + 1}" in set(rejects["row"]), "the table's last row names no category"
     # nobody is named: neither in bytes nor in names, nor on the screen
     everything = b"\n".join(contents(tree.root.parent / "out").values())
     said = "".join(capfd.readouterr()) + " ".join(str(p) for p in (tree.root.parent / "out").rglob("*"))
@@ -113,6 +115,34 @@ def test_mimic_sentences_become_prompts_and_may_not_name_anybody(copy):
     assert any("row 2, column final_sentence: repeats an identifier" in line for line in tree.refused())
 
 
+def test_a_patient_of_two_races_is_left_out_or_keeps_one_per_image(copy, tmp_path):
+    tree = copy("mimic")
+    for row in (2, 3, 4):  # the first patient has two images, the second gets to be the same: three rows of one patient
+        tree.set(row, "sex", "F")
+        tree.set(row, "race", ("OTHER", "WHITE", "ASIAN")[row - 2])
+    third, (patient, study) = tree.image(4), (tree.rows[0]["subject_id"], tree.rows[2]["study_id"])
+    tree.set(4, "patient", patient)
+    tree.set(4, "split", tree.rows[0][tree.head("split")])
+    place = tree.root / f"files/p{patient[:2]}/p{patient}/s{study}"
+    place.mkdir(parents=True)
+    third.rename(place / third.name)
+    data = tree.prepare(tmp_path / "strict")
+    rejects = pd.read_csv(data.folder / "rejects.csv").set_index("row")["reason"]
+    differs = "race differs between rows of the patient"
+    assert [rejects.get(f"{tree.file.name}, row {n}") for n in (2, 3, 4)] == [
+        "race missing, or none of the categories", differs, differs]  # fmt: skip
+    tree.raw["columns"]["race"]["per_patient"] = False
+    free = tree.prepare(tmp_path / "free")
+    assert len(free.table) >= len(data.table) + 1 and differs not in {e["reason"] for e in free.index["excluded"]}
+    tree.raw["columns"]["race"]["per_patient"] = True
+    (line,) = [line for line in tree.refused() if "row 4, column ethnicity: differs from row 3, the same patient" in line]
+    assert "per_patient: false" in line and "category_errors: exclude" in line
+    tree.set(4, "sex", "M")
+    tree.modes("exclude")
+    with pytest.raises(DataError, match="row 4, column gender: differs from row 2, the same patient -> correct one of them$"):
+        tree.prepare()
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 def _rename(tree, name):
     tree.header[tree.header.index(tree.head(name))] = "something else"
@@ -194,6 +224,8 @@ def test_a_defect_is_refused_or_left_out(copy, capfd, recwarn, dataset, kind, de
         found = (new.sub(old, fill_value=0)).loc[lambda s: s > 0]
         assert len(found) == 1 and found.index[0].startswith(LET_GO[defect]) and found.iloc[0] == 1
         assert len(data.table) == len(whole.table) - 1
+        rejects = pd.read_csv(data.folder / "rejects.csv").set_index("row")["reason"]
+        assert rejects[f"{tree.file.name}, row 2"].startswith(LET_GO[defect])
     lines = tree.refused()
     says = says if isinstance(says, str) else says(tree)
     wanted = {"wrong column": "row 1, ", "one id, two sexes": "row 3, "}.get(defect, "row 2, ")
@@ -213,6 +245,31 @@ def test_an_image_cut_anywhere_is_noticed_and_not_named(copy, capfd, recwarn, ca
         assert pictures.image_problem(path, slo=dataset == "fairgenmed"), cut
     said = "".join(capfd.readouterr()) + caplog.text + " ".join(str(w.message) for w in recwarn)
     assert path.stem not in said
+
+
+@pytest.mark.parametrize("mode", ["exclude", "report"])
+@pytest.mark.parametrize("dataset, folders, wanted", [
+    ("mimic", "files", "files/pNN"), ("chexpert", "CheXpert-v1.0", "column Path"), ("fairgenmed", "[TV]*", "Training"),
+    ("folder", "images", "image column")])  # fmt: skip
+def test_images_elsewhere_are_one_line_that_says_what_the_folder_must_hold(copy, dataset, folders, wanted, mode):
+    tree = copy(dataset)
+    tree.modes(mode)
+    for path in list(tree.root.glob(folders)):
+        path.rename(tree.root / f"elsewhere-{path.name}")
+    with pytest.raises(DataError) as caught:
+        tree.prepare()
+    first = caught.value.problems[0]
+    assert first.startswith(f"files: none of the {len(tree.rows)} images of {tree.file.name} is there -> DATA_ROOT must")
+    assert wanted in first and not [name for name in tree.identifiers() if name in str(caught.value)]
+
+
+def test_an_empty_split_says_what_became_of_its_images(copy):
+    tree = copy("fairgenmed")
+    tree.modes("exclude")
+    n = len(list((tree.root / "Validation").glob("*.npz")))
+    shutil.rmtree(tree.root / "Validation")
+    with pytest.raises(DataError, match=rf"split val: no images left \(left out: {n} image missing, 1 race missing"):
+        tree.prepare()
 
 
 @pytest.mark.parametrize("dataset", LAYOUTS)

@@ -86,10 +86,11 @@ def test_only_finished_controlnets_are_found(tmp_path):
         "smoke/cardiac/seed1/train/control/fold2",
         "demo/cardiac/seed0/train/text/all",
     )
-    for place in (*places, "demo/cardiac/seed2/train/control/all"):
+    rehearsal = "demo/cardiac/seed0/train/control/phantoms"
+    for place in (*places, rehearsal, "demo/cardiac/seed2/train/control/all"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "weights.safetensors").touch()
-    for place in (*places, "other/cardiac/seed0/train/control/all", "demo/cardiac/seed3/train/control/all"):
+    for place in (*places, rehearsal, "other/cardiac/seed0/train/control/all", "demo/cardiac/seed3/train/control/all"):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         (tmp_path / place / "run.json").write_text("{}")
     names = [run.name for run in heart_studio.trained_runs(str(tmp_path))]

@@ -1,13 +1,15 @@
 """The cardiac generators at toy size: adapted base, locked base, sets that are balanced, restartable and nobody's test."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, sample, untrained
+from compdiff import augment, base, cardiac_cohorts, cardiac_models, config, diffusion, paths, sample, untrained
 
 LABEL = "heart failure"
 DIALS = dict(size=32, steps=3, lr=1e-2, validate_every=1.0, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18,
@@ -61,6 +63,70 @@ def test_a_grey_base_without_adaptation_is_refused(world):
     c = replace(world.config, base_model=replace(world.config.base_model, vae_steps=0, unet_steps=0))
     with pytest.raises(ValueError, match="VAE_STEPS"):
         cardiac_models.load_base(world.base, c)
+
+
+def test_a_rehearsal_on_phantoms_is_where_patients_start(world, tmp_path):
+    """A step of length zero leaves base and branch as the phantoms' ones; without a rehearsal the branch is the UNet."""
+    folder = paths.RunFolder(str(tmp_path), "smoke", "cardiac", 0)
+    c = replace(world.config, heart=replace(world.config.heart, rehearsal_steps=3))
+    c = cardiac_models.rehearse(c, (1,), folder, seed=0)
+    assert (folder.seed / "base" / "phantoms") == Path(c.base_model.base)
+    phantoms = load_file(folder.train("control") / "phantoms" / "weights.safetensors")
+    still = replace(c, train=replace(c.train, steps=1, lr=0.0, head_lr=0.0, ema=False))
+    held = world.fold.train, world.fold.val, Path(c.base_model.base)
+    cardiac_models.fit(world.studies, *held, folder.train("control") / "patients", still, seed=0)
+    patients = load_file(folder.train("control") / "patients" / "weights.safetensors")
+    assert patients.keys() == phantoms.keys() and all(torch.equal(v, phantoms[k]) for k, v in patients.items())
+    anew = replace(still, heart=replace(c.heart, rehearsal_steps=0))
+    cardiac_models.fit(world.studies, *held, folder.train("control") / "anew", anew, seed=0)
+    zero = load_file(folder.train("control") / "anew" / "weights.safetensors")
+    names = [k for k in zero if "controlnet_down_blocks" in k and k.endswith("weight")]
+    assert names and not any(zero[k].any() for k in names) and any(phantoms[k].any() for k in names)
+    assert cardiac_models.rehearse(anew, (1,), folder, seed=0) is anew
+    assert cardiac_models.rehearse(c, (1,), folder, seed=0) is c, "a cell that is run twice"
+
+
+def test_another_rehearsal_makes_another_base_of_patients(world, tmp_path):
+    folder, made = paths.RunFolder(str(tmp_path), "smoke", "cardiac", 0), []
+    for steps in (2, 3):
+        c = replace(world.config, heart=replace(world.config.heart, rehearsal_steps=steps))
+        c = cardiac_models.rehearse(c, (1,), folder, seed=0)
+        cardiac_models.adapt(world.studies, world.fold.train, world.fold.val, c, folder.seed / "base" / "all")
+        made.append((folder.seed / "base" / "all" / "inputs.json").read_text())
+        place = folder.seed / "base" / "all", folder.train("control") / "all"
+        cardiac_models.fit(world.studies, world.fold.train, world.fold.val, *place, c, seed=0)
+        model, base, _ = cardiac_models.restore("control", world.studies, *place, c)
+    assert made[0] != made[1] and made[0] != (world.base / "inputs.json").read_text()
+    branch = load_file(folder.train("control") / "phantoms" / "weights.safetensors")
+    moved = dict(model.control.named_parameters())
+    assert any(not torch.equal(moved[k.removeprefix("control.")], v) for k, v in branch.items() if k.startswith("control."))
+    studies = cardiac_cohorts.studies("cardiac", "", world.config)
+    phantoms = cardiac_models.phantom_studies(18, "rehearsal", seed=world.config.data.data_seed)
+    assert not set(phantoms.table["id"]) & set(studies.table["id"]), "nobody of the experiment rehearses"
+
+
+def test_a_killed_adaptation_goes_on_to_the_same_base(world, tmp_path, monkeypatch):
+    """Killed before it is moved into place: not one step of the UNet is taken again, and the base is the same."""
+    again = world.studies, world.fold.train, world.fold.val, world.config, tmp_path / "base"
+    steps, train = [], cardiac_models.train.train
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    def counted(*parts, **named):
+        for row in train(*parts, **named):
+            steps.append(row["step"])
+            yield row
+
+    monkeypatch.setattr(cardiac_models.train, "train", counted)
+    with monkeypatch.context() as patched:
+        patched.setattr(base, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cardiac_models.adapt(*again)
+    assert steps == [1, 2] and (tmp_path / ".base").exists() and not (tmp_path / "base").exists()
+    cardiac_models.adapt(*again)
+    assert steps == [1, 2] and not (tmp_path / ".base").exists()
+    assert diffusion.fingerprint(tmp_path / "base") == diffusion.fingerprint(world.base)
 
 
 def same_base(world, made):

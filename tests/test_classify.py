@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from compdiff import classify
@@ -93,6 +94,22 @@ def test_images_are_normalised_by_the_training_images_alone(trained):
     twice = {k: np.concatenate([t, t[:3]]) for k, t in targets.items()}
     mixed = classify.fit(both, twice, val_images, *rest, replace(QUICK, epochs=1), seed=0)
     assert mixed.mean == pytest.approx(both.mean()) and mixed.mean > model.mean
+
+
+def test_the_paper_sees_a_centre_crop_of_224_and_the_demo_the_whole_image():
+    """As Pillow does it: reduce the square to 256, then cut 224 out of the middle."""
+    rng = np.random.default_rng(0)
+    image = np.asarray(Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).resize((512, 512)))
+    seen = [classify.Model(torch.nn.Identity(), {}, classify.RECIPES[name], 0.0, 1.0).inputs(image[None])[0, 0].numpy()
+            for name in ("downstream_paper", "downstream")]  # fmt: skip
+    cropped = Image.fromarray(image).resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    assert seen[0].shape == (224, 224)
+    assert np.abs(seen[0] - np.asarray(cropped))[1:-1, 1:-1].max() < 1.1, "Pillow rounds twice; its edge knows what was cut"
+    whole = Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)
+    assert seen[1].shape == (64, 64) and np.abs(seen[1] - np.asarray(whole)).max() < 1.1
+    model = classify.Model(torch.nn.Identity(), {}, replace(classify.RECIPES["downstream_paper"], size=28), 0.0, 1.0)
+    ramp = np.arange(32, dtype=np.uint8)[None, :, None] * np.ones((1, 1, 32), np.uint8)
+    assert model.inputs(ramp)[0, 0, :, 0].tolist() == list(range(2, 30)), "a sixteenth is cut from each side"
 
 
 def test_a_saved_model_predicts_the_same(trained, tmp_path):
@@ -217,6 +234,7 @@ def test_recipes_are_the_papers():
 
     dense, vit, net = (recipe(f"{name}_paper") for name in ("downstream", "vit", "efficientnet"))
     published = dict(network="densenet121", size=224, lr=1e-4, batch=32, epochs=100, patience=20)
+    assert [name for name, r in classify.RECIPES.items() if r.centre != 1] == ["downstream_paper"]
     assert dense.items() >= published.items()
     published = dict(network="vit_b", epochs=50, batch=64, layer_decay=0.55, drop_path=0.1, weight_decay=0.01)
     assert vit.items() >= published.items()

@@ -66,6 +66,27 @@ def test_phantom_images_are_the_drawn_ones_in_row_order(chest):
         chest.images(rows.assign(id="x"))
 
 
+def test_few_rows_open_only_the_shards_that_hold_them(chest, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "PER_SHARD", 12)
+    datasets.prepare("chest", tmp_path / "data", TINY)
+    data, opened = datasets.load(tmp_path / "data"), []
+    files = [entry["file"] for entry in data.index["shards"] if entry["split"] == "train"]
+    monkeypatch.setattr(shards, "opened", lambda where, name, real=shards.opened: opened.append(name) or real(where, name))
+    train, known = data.rows("train"), chest.images(chest.rows("train"))
+    for few in ([40, 2, 41, 2], [59], [0, 12, 24, 36, 48], []):
+        opened.clear()
+        assert np.array_equal(data.images(train.iloc[few]), known[few])
+        assert opened == [files[k] for k in sorted({row // 12 for row in few})]
+    (data.folder / files[4]).unlink()
+    assert np.array_equal(data.images(train.iloc[:3]), known[:3]), "the last shard is not needed"
+    with pytest.raises(shards.ShardError, match="missing"):
+        data.images(train.iloc[[3, 50]])
+    half, val = np.arange(6)[::-1], data.rows("val")
+    assert np.array_equal(data.images(val.iloc[half]), chest.images(chest.rows("val"))[half])
+    opened.clear()
+    assert len(data.images(val)) == len(data.images(val.iloc[:1])) + 11 and not opened, "half a split is read whole and kept"
+
+
 # Written by the commit before datasets were prepared in parallel; the demo's images at 60 + 12 + 40 images. Draws and PNG
 # files are the same wherever the pinned packages run on Linux; elsewhere zlib may pack them otherwise.
 GOLDEN = "eea8583b6e61807ec2acf1d17553ea3ae74fd7f32b6f8cac25c6a9b8d103a50b"

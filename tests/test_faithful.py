@@ -58,6 +58,19 @@ def test_kid_row_is_small_for_the_same_distribution_and_large_for_another():
     assert rows[1]["value"] == pytest.approx(metrics.kid(other, real)), "one image a patient: KID as it is defined"
 
 
+def test_kid_against_a_base_that_drew_for_the_same_patients_is_paired():
+    """What two methods share falls out of their difference: its interval is far narrower than one beside the other."""
+    rng = np.random.default_rng(1)
+    real, base = rng.normal(size=(60, 8)), rng.normal(0.5, 1, size=(60, 8))
+    own = [np.arange(60)] * 2
+    alone, better = (faithful.kid_row(x, real, *own, 200, 0) for x in (base, base - 0.1))
+    paired = faithful.kid_row(base - 0.1, real, *own, 200, 0, base=base)
+    assert paired["value"] == pytest.approx(better["value"] - alone["value"]) and paired["hi"] < 0
+    assert paired["hi"] - paired["lo"] < 0.5 * (alone["hi"] - alone["lo"]) and better["hi"] > alone["lo"]
+    same = faithful.kid_row(base, real, *own, 200, 0, base=base)
+    assert same["value"] == same["lo"] == same["hi"] == 0
+
+
 def test_halves_of_a_group_share_nobody():
     a = np.arange(40.0)[:, None] * np.ones(3)
     values = faithful.split_fid(a, a, True, 20, 3, seed=0)
@@ -73,15 +86,20 @@ def test_the_matrix_names_the_closest_group_and_its_floor():
     shift = np.repeat([0.0, 2.0, 0.0], (80, 80, 2))[:, None]
     real, fake = (rng.normal(size=(162, 4)) + shift for _ in range(2))
     groups = faithful.groups(table, ["sex"])
-    found = faithful.matrix(real, groups, fake, groups, repeats=3, seed=0)
+    every = faithful.matrix(real, groups, fake, groups, repeats=3, seed=0)
+    left, found = every[every["value"].isna()], every[every["value"].notna()]
+    assert left[["real", "n", "note"]].values.tolist() == [["Other", 2, "not available: 2 patients, fewer than 10"]]
     wide = {k: part.pivot(index="real", columns="other", values="value") for k, part in found.groupby("kind")}
     for part in wide.values():
         assert list(part.columns) == ["Female", "Male"], "two patients are no group"
         assert (part.idxmin(axis=1) == part.index).all()
     assert wide["synthetic"].to_numpy().diagonal() == pytest.approx(wide["real"].to_numpy().diagonal(), rel=0.7)
     assert set(found["n"]) == {40} and (found["note"] == "").all()
-    few = faithful.matrix(real[75:85], {k: m[75:85] for k, m in groups.items()}, fake[75:85], {k: m[75:85] for k, m in groups.items()}, 2, 0)
-    assert few["note"].str.startswith("ineligible").all()
+    few = {k: m[68:92] for k, m in groups.items()}
+    marked = faithful.matrix(real[68:92], few, fake[68:92], few, 2, 0).dropna(subset="value")
+    assert len(marked) == 8 and marked["note"].str.startswith("ineligible").all()
+    alone = faithful.matrix(real[:30], {k: m[:30] for k, m in groups.items()}, fake[:30], groups, 2, 0)
+    assert alone["value"].isna().all() and "no other group" in alone.set_index("real")["note"]["Male"]
 
 
 def test_the_diagnosis_alone_and_the_mask_of_another():

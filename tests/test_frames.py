@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import ttest_1samp
 from test_tables import made_up
 
-from compdiff import frames, record, rendering, stats
+from compdiff import dials, frames, record, rendering, stats
 from compdiff.frames import Item
 
 
@@ -28,6 +28,23 @@ def test_a_seed_without_a_number_is_not_counted():
     row = Item("quality", "KID").of(frames.over_seeds(two), "text")
     assert (row["seeds"], row["value"], row["lo"], row["hi"]) == pytest.approx((1, 0.02, 0.018, 0.022))
     assert np.isnan(row["std"])
+
+
+def test_a_note_that_differs_between_seeds_names_the_seed_it_is_of():
+    frame = made_up((0, 1, 2))
+    fid = (frame["metric"] == "FID") & (frame["group_kind"] == "overall")
+    frame.loc[fid, "note"] = [f"s = 0.{9 - s}" for s in frame.loc[fid, "seed"]]  # the first seed's is the largest
+    kid = (frame["metric"] == "KID") & (frame["group_kind"] == "overall") & (frame["seed"] == 1)
+    frame.loc[kid, "note"] = "ineligible: few"
+    precision = (frame["metric"] == "precision") & (frame["seed"] == 2)
+    frame.loc[precision, "note"] = "late"
+    frame.loc[frame["metric"] == "recall", "note"] = "the same"
+    results = frames.over_seeds(frame)
+    for metric, note in (("FID", "s = 0.9 (seed 0)"), ("KID", "ineligible: few (seed 1)"), ("precision", "late (seed 2)"),
+                         ("recall", "the same"), ("MS-SSIM-3 paired", "")):  # fmt: skip
+        assert set(Item("quality", metric).rows(results)["note"]) == {note}
+    age = results[results["metric"] == "disease AUROC"]
+    assert set(age["note"]) == {"mean of No Finding, Pneumothorax"}
 
 
 def test_several_seeds_give_differences_an_interval_of_paired_values():
@@ -123,17 +140,17 @@ def test_runs_of_other_dials_are_read_for_the_seeds_that_all_share(tmp_path):
     here, zero, one = (dial_run(tmp_path, *run) for run in (
         ("here", 0.5, (0, 1)), ("dial0", 0.0, (0, 1, 2)), ("dial1", 1.0, (0,))))  # fmt: skip
     real, later = dial_run(tmp_path, "real", None, (0, 1)), dial_run(tmp_path, "later", 0.8, (5,))
-    found = frames.read_dials([here, zero, real, later], [0, 1])
+    found = dials.read_dials([here, zero, real, later], [0, 1])
     assert list(found) == [0.5, 0.0], "without the run that has no dial, and the one that has no seed of this run"
     row = Item("quality", "FID").of(found[0.0], "text")
     assert (row["value"], row["seeds"]) == (20.5, 2), "20 and 21; seed 2 says 22"
-    found = frames.read_dials([here, zero, one], [0, 1])
+    found = dials.read_dials([here, zero, one], [0, 1])
     rows = [Item("quality", "FID").of(found[dial], "text") for dial in (0.0, 0.5, 1.0)]
     assert [(row["value"], row["seeds"]) for row in rows] == [(20.0, 1)] * 3, "seed 0 is the only one of all three"
-    assert frames.read_dials([dial_run(tmp_path, "other", 0.2, (1,)), one], [0, 1]) == {}
+    assert dials.read_dials([dial_run(tmp_path, "other", 0.2, (1,)), one], [0, 1]) == {}
 
 
 def test_the_same_dial_twice_is_refused(tmp_path):
     folders = [dial_run(tmp_path, "here", 0.5), dial_run(tmp_path, "dialhalf", 0.5)]
     with pytest.raises(ValueError, match="here/demo/chest and dialhalf/demo/chest both have interaction = 0.5; remedy"):
-        frames.read_dials(folders, [0])
+        dials.read_dials(folders, [0])

@@ -9,13 +9,16 @@ import pytest
 from compdiff import cardiac, faithful, heart_fairness, heart_report, plots_heart, readme, record, rendering
 from compdiff.attributes import AGE, SEX, Attribute, Schema
 from compdiff.heart_fairness import MAIN
-from compdiff.heart_report import EJECTION, GAIN
+from compdiff.heart_report import EJECTION, GAIN, PAIRS, minus
 
 
 def generation(dice=0.8, kid=0.2, gain=0.1, ejection=0.02):
     rows = {"real_test": (0.9, 0.01), "text": (0.5, 0.3), "control": (dice, kid), "pasted": (0.3, 2.0)}
     found = [(m, k, v) for m, pair in rows.items() for k, v in zip(("Dice", "KID"), pair, strict=True)]
     found += [("control", GAIN, gain), ("control", EJECTION, ejection), ("diagnosis", "Dice", 0.55), ("diagnosis", EJECTION, 0.05)]
+    value = {(m, k): v for m, k, v in found}
+    found += [(m, minus(k, rival), value[m, k] - value[rival, k]) for m, rival in PAIRS for k in ("Dice", "KID", EJECTION)
+              if {(m, k), (rival, k)} <= value.keys()]
     return pd.DataFrame(
         [{"method": m, "metric": k, "value": v, "lo": v - 0.01, "hi": v + 0.01, "n": 120.0, "n_ref": 60.0, "note": "",
           "extractor": "lite0@96"} for m, k, v in found]
@@ -101,19 +104,33 @@ def test_the_few_are_named_with_how_few_of_them_are_ill():
 
 
 def test_the_matrix_says_which_group_is_closest():
-    found = pd.DataFrame([{"attribute": "sex", "real": a, "other": b, "kind": kind, "value": v, "n": 9}
+    found = pd.DataFrame([{"attribute": "sex", "real": a, "other": b, "kind": kind, "value": v, "n": 9, "note": ""}
                           for kind in ("synthetic", "real") for a, b, v in
                           (("F", "F", 3.0), ("F", "M", 2.0), ("M", "F", 5.0), ("M", "M", 4.0))])  # fmt: skip
     text = " ".join(heart_report.matrix_lines(found))
+    few = found.iloc[[0]].assign(real="X", value=np.nan, note="not available: 3 patients, fewer than 10")
+    told = heart_report.matrix_lines(pd.concat([found, few]))
+    assert "- sex X: not available: 3 patients, fewer than 10." in told and told[:-1] == heart_report.matrix_lines(found)
     assert "diagonal in 1 of 2 groups" in text and "most often it is synthetic M, in 2 of 2 rows" in text
 
 
 @pytest.mark.parametrize(
     "dice, kid, words",
-    [(0.8, 0.2, "1111111"), (0.6, 0.2, "0111111"), (0.705, 0.2, "0111111"), (0.515, 0.295, "0001101"), (0.4, 0.5, "0001101")],
+    [(0.8, 0.2, "1111111"), (0.6, 0.2, "0111111"), (0.705, 0.2, "0111111"), (0.565, 0.305, "0111111"), (0.515, 0.305, "0101111"), (0.505, 0.315, "0001110"), (0.4, 0.5, "0001110")],
 )
 def test_gates_hold_by_the_bounds_of_the_intervals(dice, kid, words):
-    assert gates(generation(dice, kid)) == [{"1": "holds", "0": "does not hold"}[w] for w in words]
+    found = gates(generation(dice, kid))
+    assert ["1" if word.startswith("holds") else "0" for word in found] == list(words) and not any("available" in w for w in found)
+
+
+def test_no_worse_is_said_only_where_a_worse_one_would_be_seen():
+    assert gates(generation())[-1] == "holds, it is better"
+    assert gates(generation(kid=0.305))[-1] == "holds within noise, at most 0.015 worse"
+    assert gates(generation(kid=0.32))[-1] == "does not hold"
+    blind = generation()
+    pasted = (blind["method"] == "pasted") & (blind["metric"] == minus("KID", "text"))
+    blind.loc[pasted, "lo"] = -0.1
+    assert gates(blind)[-2:] == ["does not hold", "cannot be said, for the pasted mask is not seen to be worse either"]
 
 
 def gates(frame):

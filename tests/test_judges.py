@@ -23,6 +23,7 @@ def describe(name, s):
 def test_absent_judges_give_rows_with_the_remedy_for_every_set(ref, tmp_path):
     ref = replace(ref, extractor="lite0@96")  # the main extractor, whatever it was fed
     sets = [fake(ref), controls.real_test(ref)]
+    (tmp_path / weights.entries()["age"].file).write_bytes(b"mine")  # there, but of a network that is not built in
     rows = judges.outside(sets, ref, ("Pleural Effusion", "No Finding"), "chest", None, str(tmp_path), 20, 0)
     assert all(np.isnan(r["value"]) and r["note"].startswith("not available: ") for r in rows)
     metric = {(r["extractor"], r["metric"]) for r in rows}
@@ -30,6 +31,7 @@ def test_absent_judges_give_rows_with_the_remedy_for_every_set(ref, tmp_path):
                       ("biovil", "cosine paired"), ("xrv", "AUROC:Pleural Effusion"), ("sex", "accuracy:sex"),
                       ("age", "age RMSE")}  # fmt: skip  # this schema has no race, and the main extractor is no outsider
     assert len(rows) == 2 * len(metric) and {r["stage"] for r in rows} == {"judges"}
+    assert {r["extractor"] for r in rows if "is there, but its architecture is not built in" in r["note"]} == {"age"}
     assert {r["extractor"] for r in judges.outside(sets, ref, ("glaucoma",), "fundus", None, str(tmp_path), 20, 0)} == {
         "inception", "radimagenet"}  # fmt: skip
 

@@ -22,7 +22,8 @@ def _problems(text):
     return caught.value.problems
 
 
-REAL = {"nih": "nih", "mimic": "chest", "chexpert": "chest", "folder": "chest", "fairgenmed": "fundus_ethnicity"}
+REAL = {"nih": "nih", "mimic": "chest", "chexpert": "chest", "folder": "chest", "fairgenmed": "fundus_ethnicity",
+        "fairgenmed_jpg": "fundus_ethnicity"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name, schema", [("chest", "chest"), ("fundus", "fundus"), *REAL.items()])
@@ -35,6 +36,11 @@ def test_shipped_manifests(name, schema):
     for named in subsets:  # every attribute can stay out of the text
         row = {a.name: a.categories[0] for a in manifest.schema.attributes} | {"age_years": 5, "findings": "F"}
         assert attributes.prompt(manifest.prompts, row, named, manifest.schema).endswith(("F", "F."))
+
+
+def test_fairgenmed_differs_from_its_jpg_manifest_in_the_kind_alone():
+    npz, jpg = (yaml.safe_load((paths.MANIFESTS / f"{name}.yaml").read_text()) for name in ("fairgenmed", "fairgenmed_jpg"))
+    assert npz["files"].pop("kinds") == ["npz"] and jpg["files"].pop("kinds") == ["jpg"] and npz == jpg
 
 
 def test_phantom_manifests_fit_the_phantoms_and_the_published_shares():

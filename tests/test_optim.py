@@ -1,12 +1,15 @@
 """The optimizer by its formula, its state stored and given back, and what is missing said in words."""
 
+import copy
 import math
+import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from compdiff import diffusion, optim, train
@@ -88,6 +91,25 @@ def test_what_cannot_be_had_is_said(monkeypatch):
         optim.build(parameters(), replace(C, optimizer="sgd"))
 
 
+@pytest.mark.parametrize("norm", [0.5, 1.0 - 1e-6, 1.0, 1.0 + 1e-6, 3.0, math.inf, math.nan])
+def test_clipping_gives_torchs_bits_and_leaves_small_gradients_untouched(norm):
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.zeros(n)) for n in (7, 5000, 1)]  # the last one has no gradient
+    for p in ours[:2]:
+        p.grad = torch.randn(p.shape, generator=generator)
+    whole = torch.cat([p.grad for p in ours[:2]]).norm()
+    theirs = [torch.nn.Parameter(torch.zeros_like(p)) for p in ours]
+    for p, q in zip(ours[:2], theirs[:2], strict=True):
+        p.grad.mul_(norm / whole)
+        q.grad = p.grad.clone()
+    versions = [p.grad._version for p in ours[:2]]
+    found, expected = optim.clip(Accelerator(cpu=True), ours, 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    bits = [torch.cat([p.grad for p in ps[:2]]).view(torch.int32) for ps in (ours, theirs)]
+    assert torch.equal(*bits) and torch.equal(*(n.view(torch.int32) for n in (found, expected)))
+    if norm == 0.5:
+        assert [p.grad._version for p in ours[:2]] == versions, "not written to"
+
+
 def test_another_memory_layout_trains_alike(tiny_root, tmp_path):
     base = diffusion.load(str(tiny_root / "base"))
     optim.quicken(base.unet, TrainConfig(channels_last=True))
@@ -108,6 +130,34 @@ def test_only_the_unet_is_compiled_and_names_stay(tiny_root, tmp_path, monkeypat
     tiny.fit(tiny_root, "text", tmp_path, steps=1, compile=True)
     assert [call.__self__.__class__.__name__ for call in compiled] == ["UNet2DConditionModel"]
     assert set(load_file(tmp_path / "weights.safetensors")) >= {f"unet.{n}" for n in names}
+
+
+class Convolutions(torch.nn.Module):
+    """A class of our own: torch.compile leaves torch's containers as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(4, 1, 3)
+
+    def forward(self, x):
+        return self.two(torch.nn.functional.silu(self.one(x)))
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler: there is none")
+def test_a_compiled_module_computes_and_learns_as_it_did(monkeypatch, tmp_path):
+    """torch.compile itself, on two convolutions: the UNet of a run takes minutes."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    plain = Convolutions()
+    quick, x = copy.deepcopy(plain), torch.randn(2, 2, 8, 8)
+    optim.quicken(quick, TrainConfig(compile=True, channels_last=True))
+    out, expected = quick(x), plain(x)
+    assert list(tmp_path.rglob("*.so")), "compiled"
+    out.square().mean().backward(), expected.square().mean().backward()
+    assert torch.allclose(out, expected, atol=1e-5)
+    for (name, p), (same, q) in zip(quick.named_parameters(), plain.named_parameters(), strict=True):
+        assert name == same and torch.allclose(p.grad, q.grad, atol=1e-5), name
+    torch._dynamo.reset()
 
 
 def test_a_batch_is_the_next_rows_of_the_epochs_permutation():

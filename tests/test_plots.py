@@ -166,7 +166,25 @@ def test_missing_inputs_give_a_panel_that_says_so():
                 plots_downstream.reliability({}, "phantoms", 0)):  # fmt: skip
         assert "not available" in texts(fig)
     one_dial = pd.DataFrame([dict(dial=0.5, method="hcn", value=1.0, lo=0.5, hi=1.5, n=24)])
-    assert all(plots_groups.interaction_dial(rows, "phantoms") is None for rows in (one_dial, one_dial.iloc[:0]))
+    two_methods = pd.concat([one_dial, one_dial.assign(dial=0, method="flat")])
+    for rows in (one_dial, one_dial.iloc[:0], pd.DataFrame(), two_methods):
+        assert plots_groups.interaction_dial(rows, "phantoms") is None
+
+
+def test_the_dial_draws_only_methods_with_two_settings():
+    row = dict(dial=0.5, stage="quality", metric="KID", extractor="lite0", lo=0.5, hi=1.5, n=24, seeds=1)
+    rows = [row | {"method": m, "dial": d, "value": 1.0} for m in ("text", "flat", "hcn") for d in (0.5, 1)]
+    rows[1]["value"] = np.nan  # text at 1 was lost
+    fig = plots_groups.interaction_dial(pd.DataFrame(rows), "phantoms")
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["Flat encoder", "HCN (CompDiff)"]
+
+
+def test_classifiers_tested_on_other_images_are_not_drawn_among_those_tested_on_real_ones():
+    row = RESULTS[(RESULTS["stage"] == "downstream") & (RESULTS["metric"] == "macro AUROC")].iloc[0].to_dict()
+    other = pd.DataFrame([row | {"setting": s, "value": 0.99} for s in ("5a on synthetic", "6a on seen", "6a")])
+    drawn = plots_downstream.downstream_gaps(pd.concat([RESULTS, other]), "phantoms")
+    names = {t.get_text().split("  ")[0] for t in drawn.axes[0].get_yticklabels()}
+    assert names == {"1a", "1b", "2b", "6a"}
 
 
 # --- forest, cells, front, reliability --------------------------------------------------------------------------------
@@ -200,6 +218,15 @@ def test_pareto_front_is_what_nobody_beats(points):
     best = set(plots_groups.front(points).tolist())
     beaten = {i for i, p in enumerate(points) if any((q <= p).all() and (q < p).any() for q in points)}
     assert best == set(range(len(points))) - beaten and best
+
+
+def test_size_matched_panels_leave_out_what_was_compared_at_another_size():
+    base = RESULTS.iloc[0].to_dict() | {"stage": "quality", "setting": "test", "extractor": "lite0@96", "note": "", "group": ""}
+    rows = [base | {"method": m, "metric": metric, "group_kind": kind, "value": value, "n": n}
+            for m, n in (("text", 96), ("hcn", 96), ("real_train", 43), ("copy", 96))
+            for metric, kind, value in (("FID-matched", "overall", 30.0), ("ES-FID-matched", "sex", 31.0))]  # fmt: skip
+    points, x, _ = plots_groups.equity_points(pd.concat([RESULTS, pd.DataFrame(rows)]), "sex")
+    assert sorted(points["key"]) == ["copy", "hcn", "text"] and x == "FID-matched-lite0@96"
 
 
 def test_equity_is_the_distance_of_the_groups():

@@ -207,6 +207,16 @@ def test_the_door_writes_a_skeleton_and_nothing_over_it(tmp_path, capsys):
     assert contents(tmp_path / "tree") == files
 
 
+def test_the_kind_of_a_skeletons_images_is_a_word(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(skeleton.write, "__defaults__", ("", 6))  # patients, instead of 240
+    words = ["DATASETS=mimic", "KIND=dcm", f"DATA_ROOT={tmp_path / 'tree'}"]
+    assert run.main(["skeleton", *words]) == 0
+    assert {p.suffix for p in (tmp_path / "tree" / "files").rglob("*") if p.is_file()} == {".dcm"}
+    assert run.main(["skeleton", "DATASETS=mimic", "KIND=npz", f"DATA_ROOT={tmp_path / 'x'}"]) == 2
+    assert "kind npz: none of the manifest's -> use one of: jpg, dcm" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    assert run.main(["paper", *words]) == 2 and "KIND=dcm is a word of skeleton" in capsys.readouterr().err
+
+
 def test_the_nih_skeleton_is_read(tmp_path):
     skeleton.write("nih", tmp_path / "tree", patients=24)
     datasets.prepare("nih", tmp_path / "data", DataConfig(size=SIZE), str(tmp_path / "tree"))

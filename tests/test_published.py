@@ -35,8 +35,10 @@ def test_published_numbers_are_the_records_and_only_those():
 def test_every_published_number_has_its_row(modality):
     table = published.beside(RESULTS, SCHEMAS[modality], modality, "phantoms")
     rows = record_rows(modality=modality)
-    assert len(table) == len(rows) > 40
-    for printed, ours in zip(rows, table.to_dict("records"), strict=True):
+    assert set(table.loc[table["pairing"] != "", "metric"]) == {"MS-SSIM"}
+    once = table[table["pairing"] != "intra-prompt"]
+    assert len(once) == len(rows) > 40 and len(table) == len(rows) + sum(r["metric"] == "MS-SSIM" for r in rows)
+    for printed, ours in zip(rows, once.to_dict("records"), strict=True):
         assert all(ours[k] == printed[k] for k in ("source", "table", "method", "group", "metric", "caution"))
         assert ours["published"] == float(printed["value"])
         assert pd.notna(ours["ours"]) or ours["note"].startswith("not available: "), "an empty number without a reason"
@@ -84,6 +86,27 @@ def test_what_is_missing_says_why():
     alone = published.beside(RESULTS[RESULTS["method"] != "hcn"], SCHEMA, "chest", "phantoms")
     assert alone.loc[alone["method"] == "compdiff", "note"].str.contains("HCN .CompDiff. was not run").any()
     assert published.beside(RESULTS, SCHEMA, "heart", "phantoms").empty
+
+
+def test_ms_ssim_stands_under_both_readings_with_a_direction_each():
+    """The record does not say between which images; intra-prompt has no row in these results, then one of every method."""
+    here = published.beside(RESULTS, SCHEMA, "chest", "phantoms").set_index(["metric", "pairing", "method"])
+    assert here.loc[("MS-SSIM", "paired", "baseline"), ["ours", "differs"]].to_list() == [0.3, "phantoms; MS-SSIM-3 paired"]
+    assert here.loc[("MS-SSIM", "intra-prompt", "baseline"), "note"] == "not available: no MS-SSIM intra-prompt in these results"
+    frame = made_up()
+    paired = frame[frame["metric"] == "MS-SSIM-3 paired"]
+    value = paired["method"].map({"text": 0.2, "fairdiffusion": 0.4, "hcn": 0.3})
+    intra = paired.assign(metric="MS-SSIM-3 intra-prompt", value=value, lo=value - 0.01, hi=value + 0.01).dropna(subset="value")
+    results = frames.over_seeds(pd.concat([frame, intra]))
+    assert set(verdicts(results, "MS-SSIM", "overall", "MS-SSIM read as paired").values()) == {"within our noise"}, "all 0.3"
+    found = verdicts(results, "MS-SSIM", "overall", "MS-SSIM read as intra-prompt")
+    assert set(found.values()) == {"agrees"}, "printed 0.32, 0.36, 0.33: the same order"
+    assert verdicts(results, "MS-SSIM", "overall") == {}
+    numbers, pairs = published.beside(results, SCHEMA, "chest", "phantoms"), published.directions(results, SCHEMA, "chest")
+    pages = rendering.published_pages(numbers, pairs)
+    table = next(iter(pages.values()))
+    assert table.loc["figure: MS-SSIM (reading: intra-prompt), overall", "ours"] == "0.2 [0.19, 0.21] / 0.4 [0.39, 0.41] / 0.3 [0.29, 0.31]"
+    assert "Direction, MS-SSIM read as paired (published sign: what ours says)" in pages
 
 
 # --- directions -------------------------------------------------------------------------------------------------------
@@ -154,9 +177,9 @@ def test_pages_hold_every_printed_number(tmp_path):
     rendering.write_pages(numbers, pages, tmp_path, "published", "Published & ours", [published.SEX_NAMES])
     md, tex = (tmp_path / "published.md").read_text(), (tmp_path / "published.tex").read_text()
     assert "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in md and "82.8 (2.20) / 75.1 (0.1) / 64.3 (0.3)" in tex
-    assert len(next(iter(pages.values()))) == numbers.groupby(["table", "metric", "group"]).ngroups
+    assert len(next(iter(pages.values()))) == numbers.groupby(["table", "metric", "group", "pairing"]).ngroups
     assert tex.count(r"\begin{tabular}") == md.count("\n## ") == len(pages) and "may be swapped" in md
     again = pd.read_csv(tmp_path / "published.csv")
-    assert np.allclose(again["published"], [float(r["value"]) for r in record_rows(modality="chest")])
+    assert np.allclose(again.loc[again["pairing"] != "intra-prompt", "published"], [float(r["value"]) for r in record_rows(modality="chest")])
     rendering.write_pages(numbers.iloc[:0], {}, tmp_path, "published", "")
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_tables import SCHEMA, made_up
 
-from compdiff import config, frames, record, rendering, report, tables
+from compdiff import config, frames, gates, record, rendering, report, tables
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +16,12 @@ def results():
 
 
 def test_gates_fall_either_way(results):
-    found = {(f.gate, f.method, f.about): f.holds for f in report.findings(results, SCHEMA)}
+    found = {(f.gate, f.method, f.about): f.holds for f in gates.findings(results, SCHEMA)}
     assert (
         found["accuracy", "hcn", "age"] is True and found["accuracy", "hcn", "race"] is False
     )  # .85 and .6 against .9 x .9
     assert found["above shuffled", "hcn", "race"] is True
-    by_gate = {f.gate: f for f in report.findings(results, SCHEMA) if f.method == "text"}
+    by_gate = {f.gate: f for f in gates.findings(results, SCHEMA) if f.method == "text"}
     assert by_gate["KID below untrained"].holds is True and by_gate["told apart from a copy"].holds is True
     worse = results.copy()
     worse.loc[(worse["metric"] == "KID") & (worse["method"] == "untrained"), "value"] = 0.001
@@ -29,20 +29,20 @@ def test_gates_fall_either_way(results):
     worse.loc[(worse["metric"] == "accuracy:race") & (worse["method"] == "shuffled"), "value"] = 0.57
     fallen = {
         f.gate: f.holds
-        for f in report.findings(worse, SCHEMA)
+        for f in gates.findings(worse, SCHEMA)
         if f.method == "text" and f.about not in ("age", "sex")
     }
-    assert fallen == dict.fromkeys(report.HEADINGS, False)
+    assert fallen == dict.fromkeys(gates.HEADINGS, False)
     blind = results.copy()
     blind.loc[(blind["metric"] == "accuracy:age") & (blind["method"] == "real_test"), ["value", "lo"]] = (0.3, 0.26)
-    assert {f.holds for f in report.findings(blind, SCHEMA) if f.gate == "accuracy" and f.about == "age"} == {
+    assert {f.holds for f in gates.findings(blind, SCHEMA) if f.gate == "accuracy" and f.about == "age"} == {
         None
     }, "a judge that guesses"
     pixels = results[results["metric"] == "suspected copies"].assign(metric="suspected copies (pixels)", lo=0.4, hi=0.6)
-    blurred = report.copy_gates(pd.concat([results, pixels]))
+    blurred = gates.copy_gates(pd.concat([results, pixels]))
     assert {f.holds for f in blurred} == {False}, "one metric of two is not enough"
-    assert all("(point value)" in report.HEADINGS[gate] for gate in ("accuracy", "KID below untrained"))
-    missing = {f.holds for f in report.findings(results[results["method"].isin(config.METHODS)], SCHEMA)}
+    assert all("(point value)" in gates.HEADINGS[gate] for gate in ("accuracy", "KID below untrained"))
+    missing = {f.holds for f in gates.findings(results[results["method"].isin(config.METHODS)], SCHEMA)}
     assert missing == {None}, "without controls nothing can be said"
 
 
@@ -73,13 +73,13 @@ def test_report_reads_as_text(results):
 
 
 def test_distances_rank_only_between_clear_ends(results):
-    assert {f.holds for f in report.ranking_gates(results)} == {True} and not report.ranking_lines(
-        report.ranking_gates(results)
+    assert {f.holds for f in gates.ranking_gates(results)} == {True} and not gates.ranking_lines(
+        gates.ranking_gates(results)
     )
     narrow = results.copy()
     narrow.loc[(narrow["metric"] == "KID") & (narrow["method"] == "vae"), ["value", "lo", "hi"]] = (0.021, 0.019, 0.023)
-    found = report.ranking_gates(narrow)
-    text = " ".join(report.ranking_lines(found))
+    found = gates.ranking_gates(narrow)
+    text = " ".join(gates.ranking_lines(found))
     assert {f.about for f in found if f.holds is False} == {"KID"} and "**KID cannot rank here** Text baseline" in text
     assert "Attribute accuracy" in text and "FID cannot" not in text
 
@@ -94,7 +94,7 @@ def test_better_and_worse_follow_the_metric():
 def test_seeds_and_holm_are_named():
     three = made_up((0, 1, 2))
     text = report.report(frames.over_seeds(three), SCHEMA, "Chest phantoms", "phantoms", [0, 1, 2])
-    assert "n = 3 training seeds" in text and "95 % t-intervals" in text
+    assert "n = 3 training seeds" in text and "95 % t-intervals" in text and "p-values are twice the mean" in text
     assert "not clipped" in text and "uncertainty (seed 0)" in text and "(run.json)" in text
     assert "not clipped" in rendering.seeds_note(tables.table1(frames.over_seeds(three), SCHEMA, "chest"))
     base = made_up().iloc[0].to_dict() | {"stage": "difference", "setting": "1b", "method": "hcn"}
@@ -114,6 +114,30 @@ def test_seeds_and_holm_are_named():
     rows[1] |= {"value": 0.06}  # one of several methods: its own interval excludes 0, the family's test does not
     lines = report.downstream_lines(frames.over_seeds(record.results(rows)))
     assert "- **macro AUROC** (higher is better) of 1 classifiers, by p: 1 within noise." in lines
+
+
+def test_a_second_training_of_1a_is_no_classifier_but_the_measure_of_chance():
+    """Two of three are clearly below 1a, one by no more than 1a-again lies above it; p of three seeds is twice the mean."""
+    base = made_up().iloc[0].to_dict() | {"stage": "difference", "metric": "macro AUROC minus 1a"}
+    given = {("1a-again", "real_train"): 0.03, ("1b", "text"): -0.09, ("1d", "text"): -0.03, ("2b", "hcn"): -0.031}
+    rows = []
+    for (setting, method), value in given.items():
+        mine = base | {"setting": setting, "method": method, "value": value}
+        rows += [mine | {"lo": value - 0.01, "hi": value + 0.01},
+                 mine | {"metric": "p (bootstrap, Holm) macro AUROC minus 1a", "value": 0.02476, "lo": np.nan, "hi": np.nan}]  # fmt: skip
+    lines = report.downstream_lines(frames.over_seeds(record.results(rows)))
+    head = "- **macro AUROC** (higher is better) of 3 classifiers, by p: 2 below (worse); 1 no larger than a second training of 1a."
+    at = lines.index(head)
+    p = ", p = 0.0248 (bootstrap, Holm)"
+    assert lines[at + 1] == ("  - below (worse): 1b Text baseline -0.09 [-0.1, -0.08]" + p
+                             + "; 2b HCN (CompDiff) -0.031 [-0.041, -0.021]" + p)  # fmt: skip
+    assert lines[at + 2] == f"  - no larger than a second training of 1a: 1d Text baseline -0.03 [-0.04, -0.02]{p}"
+    assert lines[at + 3] == f"  - 1a-again, macro AUROC: 0.03 [0.02, 0.04]{p}" and "above (better)" not in "".join(lines)
+    three = pd.concat([record.results(rows).assign(seed=s) for s in range(3)])
+    text = " ".join(report.downstream_lines(frames.over_seeds(three)))
+    assert "p = 0.0495 (bootstrap, Holm)" in text, "not rounded to 0.05, the limit that it lies below"
+    alone = report.downstream_lines(frames.over_seeds(record.results(rows[:2])))
+    assert not [line for line in alone if " of 0 classifiers" in line] and f"  - 1a-again, macro AUROC: 0.03 [0.02, 0.04]{p}" in alone
 
 
 def test_published_directions_stand_in_the_report_under_both_readings(results):

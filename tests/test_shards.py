@@ -232,6 +232,23 @@ def test_an_address_that_leads_nowhere_is_a_named_error_without_credentials(tmp_
         list(shards.read(where, {**entry, "file": "../x.tar"}, SIZE))
 
 
+def test_what_a_driver_raises_names_the_shard_and_can_be_skipped(served, capsys):
+    class NoCredentials(Exception):
+        """Like botocore's: no OSError, no ValueError."""
+
+    class Cloud(fsspec.AbstractFileSystem):
+        def _open(self, path, *given, **more):
+            raise NoCredentials("no credentials for reader:secret@bucket, tried secret")
+
+    _, entries, _ = served
+    fsspec.register_implementation("cloud", Cloud, clobber=True)
+    where = "cloud://reader:secret@bucket/data"
+    with pytest.raises(shards.ShardError, match=r"^cloud://bucket/data/shards/train-000000.tar: cannot be read \(no cred") as caught:
+        list(shards.read_all(where, entries, SIZE))
+    assert list(shards.read_all(where, entries, SIZE, skipped := [])) == [] and len(skipped) == 2
+    assert not [word for word in ("secret", "reader") if word in str(caught.value) + capsys.readouterr().err]
+
+
 def test_shares_are_those_of_webdataset(monkeypatch):
     items = [{"url": f"{k}.tar"} for k in range(11)]
     for n in (1, 2, 4):

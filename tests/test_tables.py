@@ -153,8 +153,8 @@ def test_kid_by_category_has_its_interval_its_training_images_and_its_patients()
     assert set(text["Text baseline (n = 120)"]) == {"0.5 [0.4, 0.6]"}
     both = [sum(n for name, n in COUNTS.items() if f" {sex} " in name) for sex in ("Male", "Female")]
     assert list(text["training images"]) == [str(n) for n in both]
-    notes = [line for line in rendering.footnotes(table) if "patients" in line]
-    assert len(notes) == 1 and notes[0].startswith("Copy of the training set: ")
+    copies = text["Copy of the training set (n = 120)"]
+    assert set(copies) == {"0.5 [0.4, 0.6]; 9 patients"} and "9 patients" not in " ".join(rendering.footnotes(table))
     assert "by category" not in " ".join(tables.table2(frames.over_seeds(rows), SCHEMA, COUNTS, "chest")["panel"])
 
 
@@ -177,8 +177,13 @@ def test_ablation_table_only_with_ablation_methods(results):
     full = frames.over_seeds(made_up(methods=[*config.MAIN_METHODS, "hcn_no_aux"]))
     table = tables.table5(full, SCHEMA)
     assert list(table["key"].unique()) == ["flat", "hcn", "hcn_no_aux"]
-    both = tables.table5(results, SCHEMA, {1.0: results, 0.0: results})
+    fewer = results[results["method"].isin(["flat", "hcn"])]
+    both = tables.table5(results, SCHEMA, {1.0: results, 0.0: fewer})
     assert list(both["row"].unique()) == ["interaction = 0", "interaction = 1"]
+    text = rendering.wide(both, both["panel"].iloc[0])
+    assert [c.split(" (n")[0] for c in text.columns] == [frames.TITLES[m] for m in config.MAIN_METHODS]
+    assert (text.iloc[0] == "not available").tolist() == [m not in ("flat", "hcn") for m in config.MAIN_METHODS]
+    assert (text.iloc[1] == "0.05 [0.04, 0.06]").all()
 
 
 def test_downstream_table(results):
@@ -203,13 +208,36 @@ def test_a_footnote_names_the_rows_it_is_about(results):
     noted.loc[mine & (noted["method"].isin(["flat", "hcn"])), "note"] = "s = 0.2"
     lines = rendering.footnotes(tables.table1(noted, SCHEMA, "chest"))
     assert "KID-lite0@96: Text baseline: s = 0.1; Flat encoder, HCN (CompDiff): s = 0.2." in lines
+    cells = [dict(panel=p, key="text", row=r, column=c, value=1.0, note=f"{c[0]} of {r}" if p == "B" else "")
+             for p in "AB" for r in ("x", "y") for c in ("M", "M2")]  # fmt: skip
+    lines = rendering.footnotes(tables.frame_of(cells))
+    assert lines == ["M, M2: B, x: M of x; B, y: M of y."], "panel and row; columns with the same notes in one line"
+
+
+def test_a_control_at_another_size_is_not_compared(results):
+    """The floor at n = 43 beside methods at 96: named, not shown; the copy at 96 stays, and so does an ineligible one."""
+    base = results.iloc[0].to_dict() | {"stage": "quality", "setting": "test", "extractor": "lite0@96", "note": ""}
+    rows = [base | {"method": m, "metric": metric, "group_kind": kind, "group": "", "value": 30.0, "n": n}
+            for m, n in (("text", 96), ("hcn", 96), ("real_train", 43), ("copy", 96))
+            for metric, kind in (("FID-matched", "overall"), ("ES-FID-matched", "sex"))]  # fmt: skip
+    rows.append(rows[0] | {"method": "vae", "value": np.nan, "n": 0, "note": "ineligible: n = 0 < 30"})
+    table = tables.table1(pd.concat([results, pd.DataFrame(rows)]), SCHEMA, "chest")
+    text = rendering.wide(table, "Equity at one group size")
+    for column in ("FID-matched-lite0@96 (n = 96)", "ES-FID-matched-lite0@96 sex (n = 96)"):
+        assert text.loc["Real training images (floor)", column] == "at n = 43: not comparable"
+        assert text.loc[["HCN (CompDiff)", "Copy of the training set"], column].str.startswith("30.0").all()
+    assert text.loc["Autoencoder only", "FID-matched-lite0@96 (n = 96)"] == "ineligible: n = 0 < 30"
 
 
 def test_in_the_audit_real_images_are_a_control_not_a_judges_score(results):
     real = results[(results["stage"] == "memorisation") & (results["method"] == "text")].assign(method="real_test")
     table = tables.table1(pd.concat([results, real]), SCHEMA, "chest")
     panels = table[table["key"] == "real_test"].groupby("row")["panel"].unique()
-    assert list(panels[tables.REAL_IN_AUDIT]) == ["Memorisation"] and len(panels) == 2
+    assert list(panels[frames.REAL_TEST["memorisation"]]) == ["Memorisation"] and len(panels) == 2
+    measured = results[(results["stage"] == "measured") & (results["method"] == "text")].assign(method="real_test")
+    table = tables.table1(pd.concat([results, measured]), SCHEMA, "chest")
+    rows = table.loc[(table["key"] == "real_test") & table["panel"].str.startswith("Measured"), "row"].unique()
+    assert list(rows) == ["Real test images (measured against themselves)"], "no judge scored it"
 
 
 def test_latex_and_markdown_have_the_same_cells(results, tmp_path):

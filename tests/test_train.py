@@ -232,6 +232,47 @@ def test_noise_drawn_per_rank_would_be_noticed(tiny_root, tmp_path, monkeypatch,
     assert distance(weights(tmp_path), short) > 10 * TOLERANCE
 
 
+@pytest.mark.parametrize("microbatch", [4, 1])
+def test_noise_drawn_once_a_step_trains_the_bits_of_noise_drawn_anew_by_each_microbatch(tiny_root, tmp_path, monkeypatch, microbatch):
+    """hcn_fairdiffusion asks for all of it: noise, times, dropout, the posterior of z, perturbation."""
+    asked, original = [], train.StepNoise.generator
+
+    class Anew(train.StepNoise):
+        """The formula: every request draws the global batch and takes its rows."""
+
+        def normal(self, name, shape=()):
+            return torch.randn(self.batch, *shape, generator=original(self, name))[self.rows]
+
+        def uniform(self, name, shape=()):
+            return torch.rand(self.batch, *shape, generator=original(self, name))[self.rows]
+
+    monkeypatch.setattr(train.StepNoise, "generator", lambda self, name: asked.append((self.key, name)) or original(self, name))
+    once = tiny.fit(tiny_root, "hcn_fairdiffusion", tmp_path / "once", steps=3, microbatch=microbatch)
+    training = [key for key in asked if not key[0].startswith("7/")]  # 7: the seed of validation
+    assert {"posterior", "noise", "time", "perturb", "hcn.z", "hcn.pair.0.1"} <= {name for _, name in training}
+    assert len(training) == len(set(training)), "a name is drawn once a step, whatever the microbatches"
+    monkeypatch.setattr(train, "StepNoise", Anew)
+    anew = tiny.fit(tiny_root, "hcn_fairdiffusion", tmp_path / "anew", steps=3, microbatch=microbatch)
+    assert distance(weights(tmp_path / "once"), weights(tmp_path / "anew")) == 0 and once.equals(anew)
+
+
+def test_every_step_trains_in_training_mode_and_all_modules_are_walked_only_after_validation(tiny_root, tmp_path, monkeypatch):
+    modes, walks, step_losses, walk = [], [], train.step_losses, torch.nn.Module.train
+
+    def spy(wrapped, model, *rest):
+        modes.append({module.training for module in model.modules()})
+        return step_losses(wrapped, model, *rest)
+
+    def count(module, mode=True):
+        walks.extend([mode] if isinstance(module, diffusion.Denoiser) else [])
+        return walk(module, mode)
+
+    monkeypatch.setattr(train, "step_losses", spy)
+    monkeypatch.setattr(torch.nn.Module, "train", count)
+    tiny.fit(tiny_root, "hcn", tmp_path, steps=8, validate_every=0.5)
+    assert modes == 8 * [{True}] and walks == [True, False, True, False]
+
+
 def test_an_indivisible_batch_raises(tiny_root, tmp_path):
     arguments, parts = tiny.inputs(tiny_root, "text", tiny.config(tiny_root))
     arguments[0] = replace(arguments[0], train=replace(arguments[0].train, microbatch=3))
@@ -257,6 +298,8 @@ def test_noise_of_a_slice_is_the_slice_of_the_noise():
         assert torch.equal(drawn, torch.cat(parts))
         others = [(1, 2, "y"), (1, 3, "x"), (2, 2, "x")]
         assert all(not torch.equal(drawn, getattr(train.StepNoise(a, b, 8, slice(None)), draw)(n, (3, 2))) for a, b, n in others)
+        quarters = [getattr(whole.part(slice(i, i + 2), "cpu"), draw)("x", (3, 2)) for i in range(0, 8, 2)]
+        assert torch.equal(drawn, torch.cat(quarters))
     many = train.StepNoise(0, 0, 20_000, slice(None))
     assert abs(many.normal("x").mean()) < 0.03 and abs(many.normal("x").std() - 1) < 0.03
     assert abs(many.uniform("x").mean() - 0.5) < 0.01 and many.uniform("x").min() >= 0

@@ -224,7 +224,15 @@ def test_files_that_hold_more_than_tensors_are_refused_not_run(kind, tmp_path):
         weights.state_dict(file)
 
 
-def test_the_age_judge_is_a_program_and_says_so(tmp_path):
-    (tmp_path / weights.entries()["age"].file).write_bytes(b"")
-    with pytest.raises(weights.NotAvailable, match="no program from outside is run"):
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_judge_that_is_not_built_in_says_so_of_the_users_own_file_too(tmp_path, suffix):
+    file = (tmp_path / weights.entries()["age"].file).with_suffix(suffix)
+    with pytest.raises(weights.NotAvailable, match="age judge.*is not available; remedy: none") as absent:
         features.load("age", str(tmp_path))
+    assert weights.listing(str(tmp_path))["state"]["age"] == "not available" and "built in" not in absent.value.note
+    save_file({"weight": torch.zeros(2)}, file)
+    why = f"{file.name} is there, but its architecture is not built in"
+    with pytest.raises(weights.NotAvailable, match=f"is not available: {why}; remedy: none") as present:
+        features.load("age", str(tmp_path))
+    assert present.value.note == f"not available: {why}; {weights.entries()['age'].remedy}"
+    assert weights.listing(str(tmp_path))["state"]["age"] == f"not available: {why}"
