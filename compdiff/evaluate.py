@@ -178,23 +178,41 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int, whole_fid:
         n, a, b = int(mask.sum()), s.features[mask], real[mask]
         here = {"n": n, "n_ref": n, "extractor": ref.extractor}
         few = note = few_images(s, ref, mask)
-        people = patients_of(s, ref, mask)
-        whose = f"{n} images of {people} patients" if people < n else ""
         if not note and key[0] != "overall" and not ref.subgroup_fid:
             note = f"ineligible: {len(set(ref.patients))} patients in all"
         if key[0] == "overall" and not note:
             value = stats.halves_interval(*(whole_fid or fid_of(s, ref, resamples, seed)))
         else:
             value = None if note else metrics.fid(a, b)
-        out.append(result("quality", s.method, key, "FID", value, note=note or whose, **here))
-        alone = f"ineligible: n = {n} < 2" if n < 2 else ""
-        value = None if alone else stats.percentile_interval(*kid_of(s, ref, mask, ra, rb))
-        out.append(result("quality", s.method, key, "KID", value, note=alone or few or whose, **here))
+        out.append(result("quality", s.method, key, "FID", value, note=note or whose(s, ref, mask), **here))
+        out.append(kid_row("quality", s, ref, key, mask, (ra, rb)))
         if key[0] != "cell":
             found = (None,) * 4 if few else metrics.precision_recall(b, a) + metrics.density_coverage(b, a)
             out += [result("quality", s.method, key, m, v, note=few, **here)
                     for m, v in zip(("precision", "recall", "density", "coverage"), found, strict=True)]  # fmt: skip
     return out
+
+
+def kid_row(stage: str, s: ImageSet, ref: Reference, key: Key, mask: np.ndarray,
+            drawn: tuple[Resamples, Resamples]) -> dict:  # fmt: skip
+    """KID of the images in `mask` [n], also of few; the note says of how few, or of how many patients."""
+    n = int(mask.sum())
+    value = stats.percentile_interval(*kid_of(s, ref, mask, *drawn)) if n >= 2 else None
+    note = f"ineligible: n = {n} < 2" if n < 2 else few_images(s, ref, mask) or whose(s, ref, mask)
+    return result(stage, s.method, key, "KID", value, n, n, ref.extractor, note)
+
+
+def by_condition(s: ImageSet, ref: Reference, labels: Mapping[str, Sequence[str]], resamples: int,
+                 seed: int) -> list[dict]:  # fmt: skip
+    """KID by requested finding: rows of a stage of their own, "conditions", beside the attributes' categories.
+
+    labels: of the manifest. Only those whose every value has a phrase in the prompts: fundus has FairDiffusion's
+    conditions, glaucoma and its absence; in chest prompts the absence of a finding is not a thing one asks for.
+    """
+    named = {label: phrases for label, phrases in labels.items() if all(phrases)}
+    drawn = draws(s, ref, resamples, seed)
+    return [kid_row("conditions", s, ref, key, mask[s.at], drawn)
+            for key, mask in fairness.conditions(ref.rows, named).items() if mask.any()]  # fmt: skip
 
 
 def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
@@ -232,6 +250,12 @@ def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
 def patients_of(s: ImageSet, ref: Reference, mask: np.ndarray) -> int:
     """Patients among the images in `mask` [n] of a set and of the reference, whichever are fewer."""
     return min(len(set(s.patients[mask])), len(set(ref.patients[s.at][mask])))
+
+
+def whose(s: ImageSet, ref: Reference, mask: np.ndarray) -> str:
+    """How many images in `mask` [n] of how many patients, where those are fewer; else ""."""
+    n, people = int(mask.sum()), patients_of(s, ref, mask)
+    return f"{n} images of {people} patients" if people < n else ""
 
 
 def few_images(s: ImageSet, ref: Reference, mask: np.ndarray) -> str:

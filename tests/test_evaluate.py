@@ -289,6 +289,23 @@ def test_classified_is_the_score_of_the_sets_probabilities(ref):
     assert row["note"] == "real test images: 6" and row["lo"] < row["value"] < row["hi"] < row["value"] + 0.5
 
 
+def test_kid_by_condition_is_that_of_the_requests_with_the_finding(ref):
+    """Only of labels whose every value prompts name; the numbers are those of a Reference that knows nobody else."""
+    labels = {"spot": ("no spot", "a spot"), "ring": ("", "a ring")}
+    here = replace(ref, rows=ref.rows.assign(y_ring=1))
+    s = replace(fake(here), at=fake(here).at[:150], features=fake(here).features[:150], patients=here.patients[:150])
+    rows = evaluate.by_condition(s, here, labels, 30, 0)
+    assert [(r["group_kind"], r["group"], r["stage"]) for r in rows] == [
+        ("spot", "no spot", "conditions"), ("spot", "a spot", "conditions")]  # fmt: skip
+    for i, row in enumerate(rows):
+        mask = (ref.rows["y_spot"] == i).to_numpy()[:150]
+        a, b = s.features[mask], ref.features[:150][mask]
+        off = lambda k: k[~np.eye(len(k), dtype=bool)].mean()  # noqa: E731
+        kernels = [metrics.kernel(x.astype(float), y.astype(float)) for x, y in ((a, a), (b, b), (a, b))]
+        expected = off(kernels[0]) + off(kernels[1]) - 2 * off(kernels[2])
+        assert row["value"] == pytest.approx(expected) and row["lo"] < expected < row["hi"] and row["n"] == mask.sum()
+
+
 def test_density_and_coverage_stand_beside_precision_and_recall(ref):
     rows = evaluate.quality(fake(ref), ref, 10, 0)
     women = (ref.rows["sex"] == "Female").to_numpy()
