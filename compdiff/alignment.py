@@ -52,7 +52,8 @@ def alignment(s: ImageSet, ref: Reference, predicted: Mapping[str, np.ndarray], 
 
 
 def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], labels: tuple[str, ...],
-             counts: np.ndarray, extractor: str = JUDGE, stage: str = "alignment", mean: str = "") -> list[dict]:  # fmt: skip
+             counts: np.ndarray, extractor: str = JUDGE, stage: str = "alignment",
+             mean: str = "") -> list[dict]:  # fmt: skip
     """AUROC of each requested 0/1 finding; column j of predicted["labels"] [n, L] is the score of labels[j].
 
     mean: name of one more row, the mean over the eligible findings; a resample's value is the mean of the findings'
@@ -71,21 +72,6 @@ def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray
         value = stats.logit_interval(values[0], values[1:])
         out.append(result(stage, s.method, ("overall", ""), mean, value, len(rows), 0, extractor, note))
     return out
-
-
-def accuracy_differences(sets: list[ImageSet], ref: Reference, predicted: Mapping[str, Mapping[str, np.ndarray]],
-                         resamples: int, seed: int) -> list[dict]:  # fmt: skip
-    """Mean accuracy of each set minus that of each later one, over the same resampled patients. predicted: by
-    method.
-    """
-    everyone = {}
-    for s in sets:
-        h = np.mean(list(correct(predicted[s.method], ref.rows.iloc[s.at], ref).values()), axis=0)
-        everyone[s.method] = (h.mean(), stats.mean(h, draws(s, ref, resamples, seed)[0].counts()))
-    names, n = list(everyone), len(ref.rows)
-    return [result("difference", a, ("overall", ""), f"accuracy minus {b}",
-                   stats.difference(*everyone[a], *everyone[b]), n, 0, JUDGE)
-            for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
 
 
 # --- measured ---------------------------------------------------------------------------------------------------------

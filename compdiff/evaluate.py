@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
 from compdiff import estimate, fairness, frames, metrics, sample, stats
 from compdiff.attributes import Schema
@@ -24,6 +23,7 @@ REPEATS = 10  # random subsets of a size-matched FID
 PAIRS_PER_CELL = 4  # images per request whose pairs measure diversity
 LARGE = 1000  # reference images from which several images per patient are no obstacle to subgroup FIDs
 ABSENT = (("quality", "FID"), ("alignment", "accuracy"), ("memorisation", "suspected copies"))  # rows of a lost set
+Halves = tuple[float, np.ndarray]  # an overall FID, and that of random halves of the patients [repeats]
 Features = Callable[[str, np.ndarray], np.ndarray]  # (name, uint8 [n, S, S]) -> float32 [n, d], e.g. features.cached
 
 
@@ -147,13 +147,25 @@ def kid_of(s: ImageSet, ref: Reference, mask: np.ndarray, ra: Resamples, rb: Res
     return stats.kid_bootstrap(a, b, ra.rows(mask), rb.rows(mask), together)
 
 
-def quality(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
-    """FID, KID, precision, recall, density, coverage and MS-SSIM of one set, overall and per group."""
+def fid_of(s: ImageSet, ref: Reference, resamples: int, seed: int) -> Halves | None:
+    """Overall FID, with that of resamples / 4 random halves of the patients, the same halves for sets of the same
+    patients. None where there are too few images for an FID."""
+    real = ref.features[s.at]
+    if few_images(s, ref, np.ones(len(s.at), bool)):
+        return None
+    return stats.fid_halves(s.features, real, s.patients, ref.patients[s.at], max(10, resamples // 4), seed)
+
+
+def quality(s: ImageSet, ref: Reference, resamples: int, seed: int, whole_fid: Halves | None = None) -> list[dict]:
+    """FID, KID, precision, recall, density, coverage and MS-SSIM of one set, overall and per group.
+
+    whole_fid: `fid_of` the set, where it is known already.
+    """
     drawn = draws(s, ref, resamples, seed)[0]
-    return distances(s, ref, resamples, seed) + matched(s, ref, seed) + similarity(s, ref, drawn)
+    return distances(s, ref, resamples, seed, whole_fid) + matched(s, ref, seed) + similarity(s, ref, drawn)
 
 
-def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[dict]:
+def distances(s: ImageSet, ref: Reference, resamples: int, seed: int, whole_fid: Halves | None = None) -> list[dict]:
     """What compares two clouds of features, overall and per group; FID intervals overall only (half-samples).
 
     Intervals resample patients. Where there are fewer of them than images, the note of FID and KID says how many.
@@ -166,19 +178,14 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
         n, a, b = int(mask.sum()), s.features[mask], real[mask]
         here = {"n": n, "n_ref": n, "extractor": ref.extractor}
         few = note = few_images(s, ref, mask)
-        people = patients_of(s, ref, mask)
-        whose = f"{n} images of {people} patients" if people < n else ""
         if not note and key[0] != "overall" and not ref.subgroup_fid:
             note = f"ineligible: {len(set(ref.patients))} patients in all"
         if key[0] == "overall" and not note:
-            repeats = max(10, resamples // 4)
-            value = stats.fid_interval(a, b, s.patients[mask], ref.patients[s.at][mask], repeats, seed)
+            value = stats.halves_interval(*(whole_fid or fid_of(s, ref, resamples, seed)))
         else:
             value = None if note else metrics.fid(a, b)
-        out.append(result("quality", s.method, key, "FID", value, note=note or whose, **here))
-        alone = f"ineligible: n = {n} < 2" if n < 2 else ""
-        value = None if alone else stats.percentile_interval(*kid_of(s, ref, mask, ra, rb))
-        out.append(result("quality", s.method, key, "KID", value, note=alone or few or whose, **here))
+        out.append(result("quality", s.method, key, "FID", value, note=note or whose(s, ref, mask), **here))
+        out.append(kid_row("quality", s, ref, key, mask, (ra, rb)))
         if key[0] != "cell":
             found = (None,) * 4 if few else metrics.precision_recall(b, a) + metrics.density_coverage(b, a)
             out += [result("quality", s.method, key, m, v, note=few, **here)
@@ -186,12 +193,34 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int) -> list[di
     return out
 
 
+def kid_row(stage: str, s: ImageSet, ref: Reference, key: Key, mask: np.ndarray,
+            drawn: tuple[Resamples, Resamples]) -> dict:  # fmt: skip
+    """KID of the images in `mask` [n], also of few; the note says of how few, or of how many patients."""
+    n = int(mask.sum())
+    value = stats.percentile_interval(*kid_of(s, ref, mask, *drawn)) if n >= 2 else None
+    note = f"ineligible: n = {n} < 2" if n < 2 else few_images(s, ref, mask) or whose(s, ref, mask)
+    return result(stage, s.method, key, "KID", value, n, n, ref.extractor, note)
+
+
+def by_condition(s: ImageSet, ref: Reference, labels: Mapping[str, Sequence[str]], resamples: int,
+                 seed: int) -> list[dict]:  # fmt: skip
+    """KID by requested finding: rows of a stage of their own, "conditions", beside the attributes' categories.
+
+    labels: of the manifest. Only those whose every value has a phrase in the prompts: fundus has FairDiffusion's
+    conditions, glaucoma and its absence; in chest prompts the absence of a finding is not a thing one asks for.
+    """
+    named = {label: phrases for label, phrases in labels.items() if all(phrases)}
+    drawn = draws(s, ref, resamples, seed)
+    return [kid_row("conditions", s, ref, key, mask[s.at], drawn)
+            for key, mask in fairness.conditions(ref.rows, named).items() if mask.any()]  # fmt: skip
+
+
 def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
     """FID of every attribute's categories and of the whole at ONE number of images n, the smallest eligible category's;
     of no intersection, because a few small cells would bring everybody's n down to theirs (KID needs no matching).
 
     Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the
-    FID of n such images differs between samples of that size (halves without replacement, as in stats.fid_interval), at
+    FID of n such images differs between samples of that size (halves without replacement, as in stats.fid_halves), at
     least: it is wider where the distance is small against its bias. The choice of a subset alone would say nothing
     about the smallest group, which has only one. Where images of one patient repeat, halves of images would count them
     as independent: no interval, and the note says so. Categories with too few images have rows without a value that say
@@ -210,7 +239,7 @@ def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
         mask = ref.masks[k][s.at]
         people = patients_of(s, ref, mask)
         whole, half = (metrics.matched_fid(s.features[mask], real[mask], m, REPEATS, seed) for m in (n, n // 2))
-        value = _from_halves(whole.mean(), half - whole)  # one seed: each half is the first half of its subset
+        value = stats.halves_interval(whole.mean(), half - whole)  # one seed: each half is the first half of its subset
         note = f"mean of {REPEATS} random subsets of {n}"
         if people < size:
             value, note = value.value, f"{note}; no interval: {size} images of {people} patients"
@@ -223,15 +252,15 @@ def patients_of(s: ImageSet, ref: Reference, mask: np.ndarray) -> int:
     return min(len(set(s.patients[mask])), len(set(ref.patients[s.at][mask])))
 
 
+def whose(s: ImageSet, ref: Reference, mask: np.ndarray) -> str:
+    """How many images in `mask` [n] of how many patients, where those are fewer; else ""."""
+    n, people = int(mask.sum()), patients_of(s, ref, mask)
+    return f"{n} images of {people} patients" if people < n else ""
+
+
 def few_images(s: ImageSet, ref: Reference, mask: np.ndarray) -> str:
     """`fairness.images_note` of the images in `mask` [n], which names their patients where they are fewer."""
     return fairness.images_note(int(mask.sum()), patients=patients_of(s, ref, mask))
-
-
-def _from_halves(value: float, differences: np.ndarray, level: float = 0.95) -> Interval:
-    """value +- z std of half-samples about the whole: the spread of the whole, whose bias the halves do not share."""
-    spread = norm.ppf((1 + level) / 2) * np.std(differences, ddof=1)
-    return Interval(float(value), max(float(value - spread), 0.0), float(value + spread))
 
 
 def classified(s: ImageSet, ref: Reference, probabilities: np.ndarray, real: np.ndarray, resamples: int,
@@ -245,8 +274,8 @@ def classified(s: ImageSet, ref: Reference, probabilities: np.ndarray, real: np.
     halves = [(rng.permutation(len(names)) < (len(names) + 1) // 2)[code] for _ in range(max(10, resamples // 4))]
     scores = np.array([metrics.inception_score(probabilities[h]) for h in halves])
     n = len(s.at)
-    return [result("quality", s.method, ("overall", ""), "IS", _from_halves(value, scores - value), n, 0, ref.extractor,
-                   f"real test images: {metrics.inception_score(real):.4g}")]  # fmt: skip
+    return [result("quality", s.method, ("overall", ""), "IS", stats.halves_interval(value, scores - value), n, 0,
+                   ref.extractor, f"real test images: {metrics.inception_score(real):.4g}")]  # fmt: skip
 
 
 def similarity(s: ImageSet, ref: Reference, ra: Resamples) -> list[dict]:
@@ -290,14 +319,6 @@ def equity(rows: Sequence[dict], names: Sequence[str], metric: str) -> list[dict
             out.append(result(whole["stage"], whole["method"], (name, ""), f"ES-{metric}{ending}", value, whole["n"],
                               whole["n_ref"], whole["extractor"], note))  # fmt: skip
     return out
-
-
-def differences(sets: Sequence[ImageSet], ref: Reference, resamples: int, seed: int) -> list[dict]:
-    """KID of each method minus KID of each later one, over the same resampled patients; around 0: noise."""
-    everyone = {s.method: kid_of(s, ref, np.ones(len(s.at), dtype=bool), *draws(s, ref, resamples, seed)) for s in sets}
-    names, n = list(everyone), len(ref.rows)
-    return [result("difference", a, ("overall", ""), f"KID minus {b}", stats.difference(*everyone[a], *everyone[b]), n,
-                   n, ref.extractor) for i, a in enumerate(names) for b in names[i + 1 :]]  # fmt: skip
 
 
 # --- measurement ------------------------------------------------------------------------------------------------------

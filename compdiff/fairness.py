@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
+import pandas as pd
 
 from compdiff.stats import Interval, jeffreys
 
@@ -41,6 +42,19 @@ def intersections(masks: Mapping[Key, np.ndarray], attributes: Sequence[str], mo
                 mask = np.logical_and.reduce([masks[k] for k in keys])
                 if mask.any():
                     out[" x ".join(names), " ".join(k[1] for k in keys)] = mask
+    return out
+
+
+def conditions(rows: pd.DataFrame, labels: Mapping[str, Sequence[str]]) -> dict[Key, np.ndarray]:
+    """Groups by finding: {("vision_loss", "severe vision loss"): bool [n]}, each value of each label (FairDiffusion's).
+
+    rows: with columns y_<label>; labels: a manifest's, with a phrase per value, which names the group where the phrases
+    differ and none is empty; else its number does.
+    """
+    out = {}
+    for label, phrases in labels.items():
+        names = phrases if len(set(phrases)) == len(phrases) and all(phrases) else [str(i) for i in range(len(phrases))]
+        out |= {(label, name): (rows[f"y_{label}"] == i).to_numpy() for i, name in enumerate(names)}
     return out
 
 

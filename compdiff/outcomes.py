@@ -32,9 +32,7 @@ def groups_of(data: Data, rows: pd.DataFrame, conditions: bool = False) -> dict[
     """
     masks = {k: m for k, m in data.group_masks(rows).items() if k[0] != "cell"}
     masks |= fairness.intersections(masks, data.schema.names)
-    for label, phrases in data.manifest.labels.items() if conditions else ():
-        names = phrases if len(set(phrases)) == len(phrases) and all(phrases) else [str(i) for i in range(len(phrases))]
-        masks |= {(label, n): (rows[f"y_{label}"] == i).to_numpy() for i, n in enumerate(names)}
+    masks |= fairness.conditions(rows, data.manifest.labels) if conditions else {}
     return {k: m for k, m in masks.items() if m.any()}
 
 

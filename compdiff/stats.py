@@ -314,14 +314,11 @@ def _half_of(patients: np.ndarray, key: dict) -> np.ndarray:
     return np.isin(patients, ranked[: (len(ranked) + 1) // 2])
 
 
-def fid_interval(a: np.ndarray, b: np.ndarray, patients_a: np.ndarray, patients_b: np.ndarray, repeats: int, seed: int,
-                 level: float = 0.95) -> Interval:  # fmt: skip
-    """FID with an interval from random halves of the patients, drawn WITHOUT replacement (the same halves where ids
-    are shared).
+def fid_halves(a: np.ndarray, b: np.ndarray, patients_a: np.ndarray, patients_b: np.ndarray, repeats: int,
+               seed: int) -> tuple[float, np.ndarray]:  # fmt: skip
+    """FID, and that of random halves of the patients, drawn WITHOUT replacement -> (value, values of halves [repeats]).
 
-    Resampling with replacement repeats images, and FID, biased by sample size, would rise in every resample.
-    Half-samples without replacement have the variance of the full sample's statistic; their bias is removed by using
-    their spread only: FID +- z std(FID of halves).
+    The same half on both sides where ids are shared, and in every call with the same ids and seed.
     """
     patients_a, patients_b = np.asarray(patients_a), np.asarray(patients_b)
     names = sorted(set(patients_a.tolist()) | set(patients_b.tolist()))
@@ -329,8 +326,17 @@ def fid_interval(a: np.ndarray, b: np.ndarray, patients_a: np.ndarray, patients_
     for _ in range(repeats):
         key = dict(zip(names, rng.random(len(names)).tolist(), strict=True))
         halves.append(fid(a[_half_of(patients_a, key)], b[_half_of(patients_b, key)]))
-    value, spread = fid(a, b), stats.norm.ppf((1 + level) / 2) * np.std(halves, ddof=1)
-    return Interval(value, max(value - spread, 0.0), value + spread)
+    return fid(a, b), np.array(halves)
+
+
+def halves_interval(value: float, halves: np.ndarray, least: float = 0.0, level: float = 0.95) -> Interval:
+    """value +- z std(values of half-samples), not below `least`: for what resampling with replacement would bias.
+
+    It repeats images, and FID, biased by sample size, would rise in every resample. Half-samples without replacement
+    have the variance of the full sample's statistic; their bias plays no part in their spread.
+    """
+    spread = stats.norm.ppf((1 + level) / 2) * np.std(halves, ddof=1)
+    return Interval(float(value), max(float(value - spread), least), float(value + spread))
 
 
 # --- several methods, several seeds -----------------------------------------------------------------------------------

@@ -172,11 +172,17 @@ def judged_rows(results: pd.DataFrame, schema: Schema, counts: Mapping[str, int]
 
 def table2(results: pd.DataFrame, schema: Schema, counts: Mapping[str, int], modality: str) -> pd.DataFrame:
     """Intersections: FID and KID of every cell that has test images, with n; small cells say they are ineligible. Then
-    KID of the categories, which are large enough for intervals that tell something. `counts`: training images per cell.
+    KID of the categories, which are large enough for intervals that tell something, and of the findings that were asked
+    for, where the results hold them (FairDiffusion's conditions). `counts`: training images per cell.
     """
     rows, categories = judged_rows(results, schema, counts)
     cells = group_cells(results, rows, modality, [Item("quality", m, "cell") for m in ("FID", "KID")], "FID")
-    return frame_of(cells + group_cells(results, categories, modality, [Item("quality", "KID")], ending=" by category"))
+    cells += group_cells(results, categories, modality, [Item("quality", "KID")], ending=" by category")
+    found = results[(results["stage"] == "conditions") & (results["n"] > 0)]
+    asked = found[["group_kind", "group"]].drop_duplicates().assign(images=np.nan)
+    items = [Item("conditions", "KID", extractor=e) for e in found["extractor"].unique()]
+    return frame_of(cells + group_cells(results, list(asked.itertuples(index=False, name=None)), modality, items,
+                                        ending=" by condition"))  # fmt: skip
 
 
 def table3(

@@ -9,7 +9,7 @@ import pytest
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
 
-from compdiff import alignment, controls, evaluate, frames, metrics, record, rendering, sample, tables
+from compdiff import alignment, controls, evaluate, frames, metrics, paired, record, rendering, sample, stats, tables
 from compdiff.attributes import AGE, SEX, Schema
 
 SCHEMA = Schema((AGE, SEX))
@@ -276,7 +276,7 @@ def test_matched_interval_holds_the_spread_of_fresh_samples(ref):
     for i in range(20):
         a, b = two()
         whole, half = (metrics.matched_fid(a, b, size, 10, i) for size in (n, n // 2))
-        found = evaluate._from_halves(whole.mean(), half - whole)
+        found = stats.halves_interval(whole.mean(), half - whole)
         assert whole.std() < 1e-9
         widths.append((found.hi - found.lo) / 2)
     assert 0.9 < np.mean(widths) / (1.96 * np.std(fids)) < 1.3
@@ -287,6 +287,23 @@ def test_classified_is_the_score_of_the_sets_probabilities(ref):
     (row,) = evaluate.classified(fake(ref), ref, p, np.eye(6), 40, 0)
     assert row["metric"] == "IS" and row["value"] == metrics.inception_score(p) and row["extractor"] == "lite0"
     assert row["note"] == "real test images: 6" and row["lo"] < row["value"] < row["hi"] < row["value"] + 0.5
+
+
+def test_kid_by_condition_is_that_of_the_requests_with_the_finding(ref):
+    """Only of labels whose every value prompts name; the numbers are those of a Reference that knows nobody else."""
+    labels = {"spot": ("no spot", "a spot"), "ring": ("", "a ring")}
+    here = replace(ref, rows=ref.rows.assign(y_ring=1))
+    s = replace(fake(here), at=fake(here).at[:150], features=fake(here).features[:150], patients=here.patients[:150])
+    rows = evaluate.by_condition(s, here, labels, 30, 0)
+    assert [(r["group_kind"], r["group"], r["stage"]) for r in rows] == [
+        ("spot", "no spot", "conditions"), ("spot", "a spot", "conditions")]  # fmt: skip
+    for i, row in enumerate(rows):
+        mask = (ref.rows["y_spot"] == i).to_numpy()[:150]
+        a, b = s.features[mask], ref.features[:150][mask]
+        off = lambda k: k[~np.eye(len(k), dtype=bool)].mean()  # noqa: E731
+        kernels = [metrics.kernel(x.astype(float), y.astype(float)) for x, y in ((a, a), (b, b), (a, b))]
+        expected = off(kernels[0]) + off(kernels[1]) - 2 * off(kernels[2])
+        assert row["value"] == pytest.approx(expected) and row["lo"] < expected < row["hi"] and row["n"] == mask.sum()
 
 
 def test_density_and_coverage_stand_beside_precision_and_recall(ref):
@@ -329,9 +346,46 @@ def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):
     good, bad = fake(ref), fake(ref, "text")
     bad.features[:] += 1.0
     twin = fake(ref, "flat")
-    rows = evaluate.differences([good, bad, twin], ref, 50, 0)
-    assert [(r["method"], r["metric"], frames.word_of(r)) for r in rows] == [
-        ("hcn", "KID minus text", "below"), ("hcn", "KID minus flat", "within noise"), ("text", "KID minus flat", "above")]
+    sets = [good, bad, twin]
+    rows = paired.kid(sets, ref, 50, 0) + paired.fid(sets, ref, {s.method: evaluate.fid_of(s, ref, 50, 0) for s in sets})
+    words = {(r["method"], r["metric"]): frames.word_of(r) for r in rows}
+    assert words == {(a, f"{metric} minus {b}"): word for metric in ("KID", "FID") for a, b, word in (
+        ("hcn", "text", "below"), ("hcn", "flat", "within noise"), ("text", "flat", "above"))}  # fmt: skip
+
+
+def test_a_paired_fid_difference_has_the_spread_of_fresh_requests():
+    """Two methods paint the same requests: what the requests vary by is common to both, so the interval is narrower
+    than both methods' own together, and is +- 1.96 standard deviations of the difference in new samples."""
+    rng = np.random.default_rng(7)
+
+    def two(i):
+        here = make_reference(n=120, seed=40 + i)
+        common = 1.5 * rng.normal(size=(120, 8))  # both err alike
+        return here, [replace(fake(here, m, seed=i + 500 * k), features=here.features + common + add)
+                      for k, (m, add) in enumerate((("hcn", 0.3), ("text", 0.4 + 0.3 * rng.normal(size=(120, 8)))))]
+
+    fresh, widths, alone = [], [], []
+    for i in range(40):
+        here, sets = two(i)
+        fids = {s.method: evaluate.fid_of(s, here, 100, 0) for s in sets}
+        fresh.append(fids["hcn"][0] - fids["text"][0])
+        (row,) = paired.fid(sets, here, fids)
+        assert row["value"] == fresh[-1] and row["n"] == 120 and row["extractor"] == "lite0"
+        widths.append((row["hi"] - row["lo"]) / 2)
+        alone.append(np.hypot(*(1.96 * np.std(f[1], ddof=1) for f in fids.values())))
+    assert 0.75 < np.mean(widths) / (1.96 * np.std(fresh)) < 1.35
+    assert np.mean(widths) < 0.5 * np.mean(alone)
+
+
+def test_a_known_fid_is_the_one_that_would_be_computed_and_few_images_have_no_difference(ref):
+    s = fake(ref)
+    known = evaluate.fid_of(s, ref, 40, 0)
+    again = [value(evaluate.distances(s, ref, 40, 0, *more), "FID") for more in ((), (known,))]
+    assert again[0] == again[1] and again[0]["lo"] < known[0] < again[0]["hi"]
+    few = make_reference(n=20, seed=2)
+    sets = [fake(few), fake(few, "text")]
+    (row,) = paired.fid(sets, few, {s.method: evaluate.fid_of(s, few, 20, 0) for s in sets})
+    assert np.isnan(row["value"]) and row["note"] == "ineligible: n = 20 < 30" and row["metric"] == "FID minus text"
 
 
 def test_a_difference_without_interval_is_neither_above_nor_below():

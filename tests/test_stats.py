@@ -215,19 +215,28 @@ def test_fid_interval_has_the_spread_of_fresh_samples():
     widths = []
     for i in range(6):
         a, b = draw()
-        interval = stats.fid_interval(a, b, np.arange(80), np.arange(100, 180), 60, seed=i)
+        interval = stats.halves_interval(*stats.fid_halves(a, b, np.arange(80), np.arange(100, 180), 60, seed=i))
         assert interval.value == metrics.fid(a, b)
         widths.append((interval.hi - interval.lo) / (2 * 1.96))
     assert np.mean(widths) == pytest.approx(fresh, rel=0.25)
+
+
+def test_a_distance_does_not_reach_below_0_but_a_difference_does():
+    halves = np.array([1.0, 3.0])  # standard deviation sqrt(2)
+    assert stats.halves_interval(1.0, halves).lo == 0
+    found = stats.halves_interval(1.0, halves, least=-np.inf)
+    assert (found.lo, found.hi) == pytest.approx((1 - 1.96 * np.sqrt(2), 1 + 1.96 * np.sqrt(2)), abs=1e-3)
 
 
 def test_fid_halves_hold_whole_patients_and_the_same_ones_on_both_sides(monkeypatch):
     seen = []
     monkeypatch.setattr(stats, "fid", lambda a, b: seen.append((set(a[:, 0]), set(b[:, 0]))) or float(len(seen)))
     patients = np.repeat(np.arange(10), 3)
-    stats.fid_interval(patients[:, None], patients[::-1, None], patients, patients[::-1], 5, seed=0)
+    stats.fid_halves(patients[:, None], patients[::-1, None], patients, patients[::-1], 5, seed=0)
     halves = [s for s in seen if len(s[0]) < 10]
     assert len(halves) == 5 and all(a == b and len(a) == 5 for a, b in halves)
+    stats.fid_halves(patients[::-1, None], patients[:, None], patients[::-1], patients, 5, seed=0)
+    assert [s for s in seen if len(s[0]) < 10][5:] == halves, "another set of the same patients has the same halves"
 
 
 def test_difference_and_seeds():
