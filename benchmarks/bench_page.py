@@ -25,8 +25,8 @@ def page(table: pd.DataFrame) -> str:
         "The two of a row ran in turn, in one process. images/s: the median call [the slowest, the fastest], and their "
         "ratio [over all turns]; a goal is one of the ratio of the medians. Without brackets: not recorded.", "",
         "Training: our loop clips gradients, averages weights, and draws noise that neither processes nor restarts "
-        "change; the diffusers-style step does none of this, but for the row that says clip + EMA. Only the demo's "
-        "batch is judged.", "",
+        "change; the diffusers-style step does none of this, but for the row that says clip + EMA, and it never has an "
+        "HCN. Only the demo's batch is judged.", "",
         "KID: images for test prompts against the real images of these prompts "
         f"[95 % by {RESAMPLES:,} patient bootstraps], and the difference; lower is better, and the goal is that the "
         "difference's interval reaches down to 0. Both samplers have the weights of one training of "
@@ -39,8 +39,8 @@ def hours(table: pd.DataFrame) -> list[str]:
     """What the preparation of many images takes at the rate of its row, in lines."""
     rates = table["ours"][table["what"].str.startswith("preparing")]
     return [
-        f"At {rate:.3g} images/s one core prepares 60,000 such files in {60_000 / rate / 3600:.2g} hours and 10 "
-        f"million in {10_000_000 / rate / 3600:.3g}; n cores take an n-th of it, as long as the disk keeps up."
+        f"At {rate:.3g} images/s one core prepares 60,000 such files in {60_000 / rate / 3600:.2g} hours and 10 million "
+        f"in {10_000_000 / rate / 3600:.3g}; n cores take an n-th of it, as long as the disk keeps up.\n"
         for rate in rates
     ]  # fmt: skip
 
