@@ -26,7 +26,7 @@ def page(table: pd.DataFrame) -> str:
         "ratio [over all turns]; a goal is one of the ratio of the medians. Without brackets: not recorded.", "",
         "Training: our loop clips gradients, averages weights, and draws noise that neither processes nor restarts "
         "change; the diffusers-style step does none of this, but for the row that says clip + EMA, and it never has an "
-        "HCN. Only the demo's batch is judged.", "",
+        "HCN. Only the first batch is judged, as a rule the demo's.", "",
         "KID: images for test prompts against the real images of these prompts "
         f"[95 % by {RESAMPLES:,} patient bootstraps], and the difference; lower is better, and the goal is that the "
         "difference's interval reaches down to 0. Both samplers have the weights of one training of "
