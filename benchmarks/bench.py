@@ -233,7 +233,7 @@ def sampling(data: datasets.Data, folder: RunFolder, config: Config, rows: pd.Da
              repeats: int) -> Iterator[dict]:  # fmt: skip
     """Ours against the pipeline at the papers' solver and at ours; then the KID of all that both have drawn.
 
-    A call draws the prompts of its part of `rows`, each call another. Both have the weights of one training, done first.
+    A call draws the prompts of its part of `rows`, each call another. Both have the weights of one training.
     """
     methods.fit("text", folder, config, seed=0)
     real, patients, size = data.images(rows), rows["patient"].to_numpy(), config.evaluate.feature_size
