@@ -205,8 +205,7 @@ def preparing(data: datasets.Data, folder: RunFolder, repeats: int, n: int = 4) 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
 def trained(data: datasets.Data, folder: RunFolder, config: Config) -> tuple[diffusion.Diffusion, diffusion.Denoiser]:
-    """The tiny model trained by the text method (now, the first time): the base with its weights, and the model."""
-    methods.fit("text", folder, config, seed=0)
+    """The tiny model that the text method has trained: the base with its weights, and the model."""
     base, _ = diffusion.load_for(folder, config)
     return base, methods.restore("text", folder.train("text"), base, data.schema, config)[0]
 
@@ -234,8 +233,9 @@ def sampling(data: datasets.Data, folder: RunFolder, config: Config, rows: pd.Da
              repeats: int) -> Iterator[dict]:  # fmt: skip
     """Ours against the pipeline at the papers' solver and at ours; then the KID of all that both have drawn.
 
-    A call draws the prompts of its part of `rows`, each call another. Both have the weights of the same training.
+    A call draws the prompts of its part of `rows`, each call another. Both have the weights of one training.
     """
+    methods.fit("text", folder, config, seed=0)
     real, patients, size = data.images(rows), rows["patient"].to_numpy(), config.evaluate.feature_size
     c, images = config.sample, len(rows) // (repeats + 1)
     for goal, (solver, steps) in (("the papers' solver", PAPERS), ("equal steps", (c.solver, c.sample_steps))):

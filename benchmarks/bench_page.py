@@ -20,8 +20,8 @@ def page(table: pd.DataFrame) -> str:
     return "\n".join([
         "# Speed of the steps of a run, beside plain baselines", "",
         f"Written by `make bench` from `bench.csv`: {first['cpu']}, {first['cores']} cores, {first['threads']} threads,"
-        f" torch {first['torch']}, diffusers {first['diffusers']}; the shipped tiny base, 64 x 64 pixels, chest phantoms."
-        " All on the CPU, also where there is a GPU.", "",
+        f" torch {first['torch']}, diffusers {first['diffusers']}; the shipped tiny base, 64 x 64 pixels, chest "
+        "phantoms. All on the CPU, also where there is a GPU.", "",
         "The two of a row ran in turn, in one process. images/s: the median call [the slowest, the fastest], and their "
         "ratio [over all turns]; a goal is one of the ratio of the medians. Without brackets: not recorded.", "",
         "Training: our loop clips gradients, averages weights, and draws noise that neither processes nor restarts "
@@ -39,8 +39,8 @@ def hours(table: pd.DataFrame) -> list[str]:
     """What the preparation of many images takes at the rate of its row, in lines."""
     rates = table["ours"][table["what"].str.startswith("preparing")]
     return [
-        f"At {rate:.3g} images/s one core prepares 60,000 such files in {60_000 / rate / 3600:.2g} hours and 10 million "
-        f"in {10_000_000 / rate / 3600:.3g}; n cores take an n-th of it, as long as the disk keeps up.\n"
+        f"At {rate:.3g} images/s one core prepares 60,000 such files in {60_000 / rate / 3600:.2g} hours and 10 "
+        f"million in {10_000_000 / rate / 3600:.3g}; n cores take an n-th of it, as long as the disk keeps up.\n"
         for rate in rates
     ]  # fmt: skip
 
