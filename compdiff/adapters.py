@@ -207,12 +207,13 @@ PLACES: dict[str, Callable[[Sheet], None]] = {
 
 
 def _check_any_image(sheet: Sheet) -> None:
-    """DataError where the table names images and the folder has none of them: one line instead of one per image."""
-    needed = [name for name in ("image", "patient", "study") if name in sheet.manifest.columns]
-    named = [row for row in sheet.rows if all(getattr(row, name) for name in needed)]
-    if named and not any(row.file for row in named):
+    """DataError where the folder has none of the table's images: one line before those of each image, if any.
+
+    NIH's image folders have been looked for already (`find_root`), and say themselves what is wrong with them.
+    """
+    if sheet.manifest.layout != "nih" and 0 < sheet.missing == len(sheet.rows):
         remedy = f"DATA_ROOT must be the folder that holds {_tree(sheet.manifest)}"
-        line = f"files: none of the {len(named)} images of {sheet.table} is there -> {remedy}"
+        line = f"files: none of the {sheet.missing} images of {sheet.table} is there -> {remedy}"
         raise DataError(sheet.problems.title, [line, *sheet.problems.lines])
 
 

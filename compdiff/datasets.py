@@ -1,8 +1,8 @@
 """01. Prepare a dataset once (`prepare`), read it everywhere (`load` -> `Data`).
 
 A prepared folder holds samples.csv (one row per image), shards/, index.json (counts and sha256 of everything) and a
-copy of its manifest; of real data also rejects.csv (images left out: new name, row of the source's table, reason) and datasheet.md. It is
-built aside and moved into place when complete, under a lock: whole or absent.
+copy of its manifest; of real data also rejects.csv (images left out: new name, row of the source's table, reason) and
+datasheet.md. It is built aside and moved into place when complete, under a lock: whole or absent.
 """
 
 from __future__ import annotations

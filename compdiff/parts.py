@@ -100,7 +100,7 @@ def _part(file: Path, tasks: Sequence[Task], common: object, workers: int, bar: 
 
 
 def _in_order(tasks: Iterable[Task], workers: int) -> Iterator[tuple[dict, bytes | str]]:
-    """(row, PNG file) or ({"id", "row"}, reason) of every task, in order; at most 2 per thread are in memory at once."""
+    """(row, PNG file) or ({"id", "row"}, reason) of every task, in order; at most 2 per thread are in memory."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         try:

@@ -81,8 +81,8 @@ def opened(where: str | Path, name: str) -> tuple[str, BinaryIO]:
     host = parts.netloc.rpartition("@")[2]
     shown = f"{parts.scheme}://{host}{parts.path}"
     url, web = parts.geturl(), parts.scheme in ("http", "https")
-    # Broad for fsspec: its drivers pass on what their clients raise, and those (botocore's NoCredentialsError, errors of
-    # Google's and Azure's) have no base in common but Exception.
+    # Broad for fsspec: its drivers pass on what their clients raise, and those (botocore's NoCredentialsError, errors
+    # of Google's and Azure's) have no base in common but Exception.
     failures = (OSError, http.client.HTTPException, ImportError, ValueError) if web else (Exception,)
     try:
         with urllib.request.urlopen(url, timeout=60) if web else fsspec.open(url, "rb") as file:

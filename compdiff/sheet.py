@@ -55,6 +55,7 @@ class Sheet:
         self.columns |= {f"label {k}": c for k, c in manifest.label_columns.items() if isinstance(c, Column)}
         self.header = {name: " or ".join(column.header) for name, column in self.columns.items()}
         self.rows: list[Record] = []
+        self.missing = 0  # rows whose image is not there
         self.unclear: dict[str, str] = {}  # patient -> which attribute differs between that patient's rows
 
     def where(self, row: Record) -> str:
@@ -212,8 +213,8 @@ class Sheet:
     def _compare(self, row: Record, known: dict[str, Record]) -> None:
         """What belongs to a patient is the same in all rows. known: attribute -> the patient's first row that names it.
 
-        Two sexes under one id are always a problem: one of the rows is somebody else's. Any other attribute may be let go
-        (a release that asks at every admission), and then with all rows of the patient, since none is known to be right.
+        Two sexes under one id are always a problem: one of the rows is somebody else's. Any other attribute may be let
+        go (a hospital asks at every admission), and then all rows of the patient go: none is known to be right.
         """
         for name, value in row.attributes.items():
             first = known.setdefault(name, row) if value and self.columns[name].per_patient else row
@@ -252,6 +253,7 @@ class Sheet:
                     return
                 row.file = name
                 return
+        self.missing += 1
         if not row.reason:
             remedy = "get its archive, or remove the row"
             self.leave_out(row, "image_errors", "image", "image missing", remedy, "image missing")

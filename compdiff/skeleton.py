@@ -48,8 +48,8 @@ class Shot:
 def write(dataset: str, root: Path, kind: str = "", patients: int = PATIENTS) -> Path:
     """Write the tree for a manifest's name or path into `root`, which must be empty or absent; returns it.
 
-    kind: of the images, one of the manifest's (mimic: jpg, dcm), "" = its first. DataError where the layout has no tree or
-    the manifest no such kind.
+    kind: of the images, one of the manifest's (mimic: jpg, dcm), "" = its first. DataError where the layout has no
+    tree, or the manifest no such kind.
     """
     manifest, root = load_manifest(dataset), Path(root).expanduser().resolve()
     if manifest.layout not in TREES:

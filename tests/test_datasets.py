@@ -71,7 +71,8 @@ def test_few_rows_open_only_the_shards_that_hold_them(chest, tmp_path, monkeypat
     datasets.prepare("chest", tmp_path / "data", TINY)
     data, opened = datasets.load(tmp_path / "data"), []
     files = [entry["file"] for entry in data.index["shards"] if entry["split"] == "train"]
-    monkeypatch.setattr(shards, "opened", lambda where, name, real=shards.opened: opened.append(name) or real(where, name))
+    real = shards.opened
+    monkeypatch.setattr(shards, "opened", lambda where, name: opened.append(name) or real(where, name))
     train, known = data.rows("train"), chest.images(chest.rows("train"))
     for few in ([40, 2, 41, 2], [59], [0, 12, 24, 36, 48], []):
         opened.clear()
@@ -84,7 +85,8 @@ def test_few_rows_open_only_the_shards_that_hold_them(chest, tmp_path, monkeypat
     half, val = np.arange(6)[::-1], data.rows("val")
     assert np.array_equal(data.images(val.iloc[half]), chest.images(chest.rows("val"))[half])
     opened.clear()
-    assert len(data.images(val)) == len(data.images(val.iloc[:1])) + 11 and not opened, "half a split is read whole and kept"
+    assert len(data.images(val)) == len(data.images(val.iloc[:1])) + 11
+    assert not opened, "of a half the whole was read, and kept"
 
 
 # Written by the commit before datasets were prepared in parallel; the demo's images at 60 + 12 + 40 images. Draws and PNG

@@ -39,7 +39,8 @@ def test_shipped_manifests(name, schema):
 
 
 def test_fairgenmed_differs_from_its_jpg_manifest_in_the_kind_alone():
-    npz, jpg = (yaml.safe_load((paths.MANIFESTS / f"{name}.yaml").read_text()) for name in ("fairgenmed", "fairgenmed_jpg"))
+    files = (paths.MANIFESTS / f"{name}.yaml" for name in ("fairgenmed", "fairgenmed_jpg"))
+    npz, jpg = (yaml.safe_load(file.read_text()) for file in files)
     assert npz["files"].pop("kinds") == ["npz"] and jpg["files"].pop("kinds") == ["jpg"] and npz == jpg
 
 

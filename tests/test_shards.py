@@ -243,7 +243,7 @@ def test_what_a_driver_raises_names_the_shard_and_can_be_skipped(served, capsys)
     _, entries, _ = served
     fsspec.register_implementation("cloud", Cloud, clobber=True)
     where = "cloud://reader:secret@bucket/data"
-    with pytest.raises(shards.ShardError, match=r"^cloud://bucket/data/shards/train-000000.tar: cannot be read \(no cred") as caught:
+    with pytest.raises(shards.ShardError, match=r"^cloud://bucket/data/shards/train-0.*: cannot be read") as caught:
         list(shards.read_all(where, entries, SIZE))
     assert list(shards.read_all(where, entries, SIZE, skipped := [])) == [] and len(skipped) == 2
     assert not [word for word in ("secret", "reader") if word in str(caught.value) + capsys.readouterr().err]
