@@ -55,7 +55,7 @@ app: $(READY) $(APP_READY) ## a page to ask the trained models for images, on th
 base: $(READY) ## train the tiny base model anew (compdiff/tiny_base)
 	@$(PY) -m compdiff.base
 
-bench: $(READY) ## time the steps of a run
+bench: $(READY) ## time the steps of a run beside plain baselines (a quarter of an hour on two cores)
 	@$(PY) benchmarks/bench.py
 	@$(PY) benchmarks/bench_metrics.py
 

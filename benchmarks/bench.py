@@ -1,13 +1,18 @@
-"""Time the steps of a run against plainly written baselines, in one process (`make bench`).
+"""Time the steps of a run against plainly written baselines (rivals.py), in one process, on the CPU (`make bench`).
 
 Rivals run in turn (A, B, A, B, ...), so a drift of the machine's speed hits both. Of each the median call is reported,
 with the slowest and the fastest one; of their ratio the lowest and the highest of all turns. Writes
-benchmarks/results/bench.csv, and the same as a page, bench.md.
+benchmarks/results/bench.csv, and the same as a page, bench.md, row by row: about a quarter of an hour on two cores.
     python benchmarks/bench.py
-    python benchmarks/bench.py --profile smoke --repeats 1 --batch 4 --images 2   # seconds; its numbers mean nothing
+    python benchmarks/bench.py --profile smoke --repeats 1 --batch 4 --images 2 --steps 2   # its numbers mean nothing
 """
 
 from __future__ import annotations
+
+import os
+
+if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch comes: the baselines know no device but the CPU
 
 import argparse
 import sys
@@ -18,29 +23,40 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import StableDiffusionPipeline
-from torch.nn import functional as F
+from PIL import Image
+from bench_page import RESAMPLES, cell, compared, judgement, page
+from rivals import BOTH, by_pipeline, plain_png, plain_step, seeds
+from torch._dynamo.exc import BackendCompilerFailed
 
-from compdiff import datasets, diffusion, features, latents, methods, paths, record, sample, stats, train, weights
-from compdiff.config import Config, SampleConfig, settings
-from compdiff.datasheet import markdown
+from compdiff import datasets, diffusion, features, latents, methods, paths, pictures, record, sample, shards, stats
+from compdiff import train, weights
+from compdiff.config import Config, SampleConfig, TrainConfig, settings
+from compdiff.paths import RunFolder
 from compdiff.stats import Interval
 
 RESULTS = paths.ROOT / "benchmarks" / "results"
-BOTH = ("unet", "text_encoder")
-TRAINING = {  # row -> method, and what differs from the profile's settings
+TRAINING = {  # row -> method, and what differs from the profile's settings; where nothing does, also at other batches
     "text": ("text", {}),
     "hcn": ("hcn", {}),
     "text, frozen text encoder": ("text", {"trained": ("unet",)}),
     "hcn, compiled": ("hcn", {"compile": True}),
+    "hcn, compiled, channels_last": ("hcn", {"compile": True, "channels_last": True}),
     "text, frozen text encoder, compiled": ("text", {"trained": ("unet",), "compile": True}),
 }
+ENCODE, CACHED = "diffusers-style, encode every step", "diffusers-style, cached latents"
+CLIP_EMA = f"{CACHED}, + clip + EMA"
+GOALS = {  # what a row is judged by -> the least ratio
+    ENCODE: 1.5, CACHED: 1.1, "reading": 10.0, "sampling, the papers' solver": 3.0, "sampling, equal steps": 1.0,
+}  # fmt: skip
+NO_WORSE = "its lower end <= 0"  # the goal of the difference in KID
 PAPERS = ("ddpm", 75)  # solver and steps
-RESAMPLES = 1000
+FILE = 100  # images in one shard, so that the demo's have several
+RADIOGRAPH, PREPARED = (2500, 3056), 512  # pixels of a JPG as MIMIC-CXR-JPG has them, and of what becomes of it
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -74,6 +90,12 @@ def speed(what: str, baseline: str, taken: np.ndarray, images: tuple[int, int]) 
     return row(what, baseline, "images/s", numbers, images[0], taken.shape[1])
 
 
+def judge(found: dict, goal: str) -> dict:
+    """A row with its goal of GOALS, or NO_WORSE, and whether it is met."""
+    met = found["difference_lo"] <= 0 if goal == NO_WORSE else found["ratio"] >= GOALS[goal]
+    return found | {"goal": f">= {GOALS[goal]:g}" if goal in GOALS else goal, "met": "met" if met else "not met"}
+
+
 def ends(values: np.ndarray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
@@ -90,120 +112,142 @@ def quality(what: str, baseline: str, real: np.ndarray, ours: np.ndarray, theirs
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
-def plain_step(base: diffusion.Diffusion, images: np.ndarray, moments: torch.Tensor | None, ids: torch.Tensor,
-               trained: tuple[str, ...] = BOTH) -> Callable[[], None]:  # fmt: skip
-    """What a diffusers training script does: (encode,) add noise, UNet, MSE, AdamW; one call is one step."""
-    base.text_encoder.requires_grad_("text_encoder" in trained)
-    optimizer = torch.optim.AdamW([p for name in trained for p in getattr(base, name).parameters()], lr=1e-5)
-
-    def step() -> None:
-        q = base.moments(images) if moments is None else moments
-        z = base.latents(q, torch.randn(len(ids), base.channels, *q.shape[2:]))
-        noise, t = torch.randn_like(z), torch.randint(0, 1000, (len(ids),))
-        prediction = base.unet(base.scheduler.add_noise(z, noise, t), t, base.text_encoder(ids)[0]).sample
-        F.mse_loss(prediction, base.target(z, noise, t)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def our_steps(data: datasets.Data, folder: Path, method: str, batch: int, **changes: object) -> Iterator[dict]:
+def our_steps(data: datasets.Data, folder: RunFolder, method: str, batch: int, **changes: object) -> Iterator[dict]:
     """The project's loop, step by step, without validation or checkpoints; a frozen text encoder has run before.
 
     folder: holds `latents` of the tiny base. changes: settings that differ from the demo's.
     """
     dials = dict(validate_every=1.0, checkpoint_every=1.0, steps=10_000, batch=batch, microbatch=batch)
     config = settings("demo", data.index["dataset"], method, **(dials | changes))
-    base = diffusion.load("tiny")
+    base, sha256 = diffusion.load_for(folder, config)
     parts = methods.build(method, data.schema, base.d_ctx, config, seed=0)
-    split = [latents.read(folder / "latents", data, base, "", s, parts.named) for s in ("train", "val")]
+    split = [latents.read(folder.latents, data, base, sha256, s, parts.named) for s in ("train", "val")]
     if "text_encoder" not in config.train.trained:
         with torch.no_grad():
             embed = lambda ids: base.text_encoder(ids)[0]  # noqa: E731
             split = [replace(rows, text=embed(rows.text), empty=embed(rows.empty[None])[0]) for rows in split]
-    place = folder / "-".join([method, *changes])
+    place = folder.root / "timed" / "-".join([method, str(batch), *changes])
     return train.train(config, base, *split, parts.conditioner, parts.reweighter, place, parts.columns)
 
 
-def training(data: datasets.Data, folder: Path, batch: int, repeats: int) -> Iterator[dict]:
-    """A step of the project's loop against a diffusers-style one, which encodes every image anew or has it cached."""
-    rows, base = data.rows("train").head(batch), diffusion.load("tiny")
-    images, ids = data.images(rows), base.tokenize(data.prompts(rows))
-    moments = base.moments(images)
-    for name, (method, changes) in TRAINING.items():
-        ours = our_steps(data, folder, method, batch, **changes)
-        for baseline, cached in (("encode every step", None), ("cached latents", moments)):
-            theirs = plain_step(diffusion.load("tiny"), images, cached, ids, changes.get("trained", BOTH))
-            taken = alternate(partial(next, ours), theirs, repeats)
-            yield speed(f"training step, {name}", f"diffusers-style, {baseline}", taken, (batch, batch))
+def training(data: datasets.Data, folder: RunFolder, batches: list[int], repeats: int) -> Iterator[dict]:
+    """A step of the project's loop against a diffusers-style one, which encodes every image anew or has it cached.
+
+    Only rows at the first of `batches` are judged. A row that needs a compiler which is not there says so.
+    """
+    for batch in batches:
+        first = batch == batches[0]
+        rows, base = data.rows("train").head(batch), diffusion.load("tiny")
+        images, ids = data.images(rows), base.tokenize(data.prompts(rows))
+        moments = base.moments(images)
+        for name, (method, changes) in TRAINING.items():
+            if changes and not first:
+                continue
+            what = f"training step, {name}" if first else f"training step at batch {batch}, {name}"
+            if changes.get("compile"):
+                torch.compiler.reset()  # what was compiled for another row makes this one neither faster nor slower
+            ours = our_steps(data, folder, method, batch, **changes)
+            for baseline in (ENCODE, CACHED, CLIP_EMA) if name == "text" and first else (ENCODE, CACHED):
+                given = dict(trained=changes.get("trained", BOTH), clip_and_average=baseline == CLIP_EMA)
+                cached = None if baseline == ENCODE else moments
+                theirs = plain_step(diffusion.load("tiny"), images, cached, ids, **given)
+                try:
+                    taken = alternate(partial(next, ours), theirs, repeats)
+                except BackendCompilerFailed as error:
+                    note = f"not compiled: {str(error.inner_exception).splitlines()[0]}"
+                    yield row(what, "either", "images/s", {}, batch, 0) | {"note": note}
+                    break
+                found = speed(what, baseline, taken, (batch, batch))
+                yield judge(found, baseline) if first and baseline in GOALS else found
 
 
-def reading(data: datasets.Data, folder: Path, batch: int, repeats: int) -> Iterator[dict]:
+# --- reading and preparing --------------------------------------------------------------------------------------------
+def reading(data: datasets.Data, folder: RunFolder, batch: int, repeats: int) -> Iterator[dict]:
     """How much faster than the loop trains its data come: images from shards, which encoding reads once, and the rows
     of latents that each step reads."""
-    base, n, rival = diffusion.load("tiny"), len(data.rows("train")), "our training step, text"
+    base, sha256 = diffusion.load_for(folder, Config())
+    n, rival = len(data.rows("train")), f"our training step, text, batch {batch}"
     steps = partial(next, our_steps(data, folder, "text", batch))
-    moments = latents.read(folder / "latents", data, base, "", "train", ()).moments
+    moments = latents.read(folder.latents, data, base, sha256, "train", ()).moments
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).split(batch)
     epochs = {
         "shards: hash, tar, PNG, row": lambda: deque(data.stream("train"), maxlen=0),
-        "latents, in random order": lambda: [moments[rows] for rows in order],
+        "latents of several files, in random order": lambda: [moments[rows] for rows in order],
     }
     for name, epoch in epochs.items():
-        yield speed(f"reading {name}", rival, alternate(epoch, steps, repeats), (n, batch))
+        found = speed(f"reading {name}", rival, alternate(epoch, steps, repeats), (n, batch))
+        yield judge(found, "reading")
+
+
+def preparing(data: datasets.Data, folder: RunFolder, repeats: int, n: int = 4) -> Iterator[dict]:
+    """What the preparation of real data does with a radiograph, in one thread: check it, make it small, write a PNG.
+
+    The radiograph is a phantom scaled up, with noise that makes it about as large a file as a real one.
+    """
+    width, height = RADIOGRAPH
+    image = Image.fromarray(data.images(data.rows("test").head(1))[0]).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = np.asarray(image) + np.random.default_rng(0).normal(0, 2, (height, width))  # 1.5 MB
+    file = folder.root / "radiograph.jpg"
+    Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8)).save(file, quality=95)
+
+    def ours() -> None:
+        for _ in range(n):
+            assert pictures.image_problem(file) is None
+            shards.encode_png(pictures.load_square(file, PREPARED))
+
+    def theirs() -> None:
+        for _ in range(n):
+            plain_png(file, PREPARED)
+
+    what = f"preparing a JPG of {width} x {height} to {PREPARED} x {PREPARED}: check, resize, PNG"
+    yield speed(what, "plain Pillow, no check", alternate(ours, theirs, repeats), (n, n))
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
-def seeds(rows: pd.DataFrame) -> list[int]:
-    return [sample.image_seed(0, i) for i in rows["id"]]
+def trained(data: datasets.Data, folder: RunFolder, config: Config) -> tuple[diffusion.Diffusion, diffusion.Denoiser]:
+    """The tiny model that the text method has trained: the base with its weights, and the model."""
+    base, _ = diffusion.load_for(folder, config)
+    return base, methods.restore("text", folder.train("text"), base, data.schema, config)[0]
 
 
-def by_us(data: datasets.Data, config: Config) -> Callable[[pd.DataFrame], np.ndarray]:
-    """Draws the prompts of some rows with the tiny base as it is (the text method, untrained): uint8 [n, S, S]."""
-    base = diffusion.load("tiny")
-    parts = methods.build("text", data.schema, base.d_ctx, config, seed=0)
-    model = diffusion.Denoiser(base, parts.conditioner, parts.columns)
+def by_us(base: diffusion.Diffusion, model: diffusion.Denoiser, data: datasets.Data,
+          config: SampleConfig) -> Callable[[pd.DataFrame], np.ndarray]:  # fmt: skip
+    """Draws the prompts of some rows: uint8 [n, S, S]."""
 
     def draw(rows: pd.DataFrame) -> np.ndarray:
         ids, attributes = base.tokenize([*data.prompts(rows), ""]), torch.from_numpy(data.attributes(rows))
-        return sample.sample(model, base, ids[:-1], ids[-1], attributes, seeds(rows), config.sample)
+        return sample.sample(model, base, ids[:-1], ids[-1], attributes, seeds(rows), config)
 
     return draw
 
 
-def by_pipeline(data: datasets.Data, solver: str, config: SampleConfig) -> Callable[[pd.DataFrame], np.ndarray]:
-    """The same by diffusers' own pipeline: the same weights, guidance and first noise."""
-    pipe = StableDiffusionPipeline.from_pretrained(paths.TINY_BASE, dtype=torch.float32)
-    pipe.scheduler = diffusion.load("tiny").sampler(solver)
-    pipe.set_progress_bar_config(disable=True)
-
-    def draw(rows: pd.DataFrame) -> np.ndarray:
-        noise = [torch.Generator().manual_seed(seed) for seed in seeds(rows)]
-        made = pipe(data.prompts(rows), num_inference_steps=config.sample_steps, guidance_scale=config.guidance,
-                    generator=noise, output_type="np").images  # fmt: skip
-        return (255 * made.mean(axis=3)).round().astype(np.uint8)
-
-    return draw
-
-
-def sampling(data: datasets.Data, config: Config, images: int, repeats: int) -> Iterator[dict]:
-    """Ours against the pipeline at the papers' solver and at ours; then the KID of all that both have drawn.
-
-    A call draws the prompts of `images` test rows, each call others. ValueError when the test split has too few.
-    """
-    test, n, c = data.rows("test"), images * (repeats + 1), config.sample
+def asked(data: datasets.Data, images: int, repeats: int) -> pd.DataFrame:
+    """The test rows whose prompts all calls draw, `images` each. ValueError when the test split has too few."""
+    test, n = data.rows("test"), images * (repeats + 1)
     if n > len(test):
         raise ValueError(f"{repeats} repeats and a first call of {images} images, but only {len(test)} test rows")
-    rows = test.iloc[np.random.default_rng(0).permutation(len(test))[:n]]
+    return test.iloc[np.random.default_rng(0).permutation(len(test))[:n]]
+
+
+def sampling(data: datasets.Data, folder: RunFolder, config: Config, rows: pd.DataFrame,
+             repeats: int) -> Iterator[dict]:  # fmt: skip
+    """Ours against the pipeline at the papers' solver and at ours; then the KID of all that both have drawn.
+
+    A call draws the prompts of its part of `rows`, each call another. Both have the weights of one training.
+    """
+    methods.fit("text", folder, config, seed=0)
     real, patients, size = data.images(rows), rows["patient"].to_numpy(), config.evaluate.feature_size
-    for solver, steps in (PAPERS, (c.solver, c.sample_steps)):
+    c, images = config.sample, len(rows) // (repeats + 1)
+    for goal, (solver, steps) in (("the papers' solver", PAPERS), ("equal steps", (c.solver, c.sample_steps))):
         sets: tuple[list, list] = ([], [])
-        rivals = (by_us(data, config), by_pipeline(data, solver, replace(c, sample_steps=steps)))
+        other = by_pipeline(trained(data, folder, config)[0], data, replace(c, solver=solver, sample_steps=steps))
+        rivals = (by_us(*trained(data, folder, config), data, c), other)  # two models: a sampler may change its layout
         calls = [partial(next, _parts(draw, rows, images, kept)) for draw, kept in zip(rivals, sets, strict=True)]
         names = f"sampling, {c.solver} {c.sample_steps} steps", f"StableDiffusionPipeline, {solver} {steps} steps"
-        yield speed(*names, alternate(*calls, repeats), (images, images))
-        yield quality(*names, real, *(np.concatenate(kept) for kept in sets), patients, size)
+        found = speed(*names, alternate(*calls, repeats), (images, images))
+        yield judge(found, f"sampling, {goal}")
+        found = quality(*names, real, *(np.concatenate(kept) for kept in sets), patients, size)
+        yield judge(found, NO_WORSE) if goal == "the papers' solver" else found
 
 
 def _parts(draw: Callable[[pd.DataFrame], np.ndarray], rows: pd.DataFrame, images: int, kept: list) -> Iterator[None]:
@@ -213,65 +257,44 @@ def _parts(draw: Callable[[pd.DataFrame], np.ndarray], rows: pd.DataFrame, image
         yield
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
-def page(table: pd.DataFrame) -> str:
-    """The table as Markdown, with what its numbers mean."""
-    first = table.iloc[0]
-    told = []
-    for _, r in table.iterrows():
-        numbers = cell(r, "ours"), cell(r, "theirs"), compared(r)
-        told.append((r["what"], r["baseline"], r["unit"], *numbers, r["images"], r["repeats"]))
-    return "\n".join([
-        "# Speed of the steps of a run, beside plain baselines", "",
-        f"Written by `make bench` from `bench.csv`: {first['cpu']}, {first['cores']} threads, torch {first['torch']}, "
-        f"diffusers {first['diffusers']}; the shipped tiny base, 64 x 64 pixels, chest phantoms.", "",
-        "The two of a row ran in turn, in one process. images/s: the median call [the slowest, the fastest], and their "
-        "ratio [over all turns]. KID: the base as it is, asked for test prompts, against the real images of these "
-        f"prompts [95 % by {RESAMPLES:,} patient bootstraps], and the difference; lower is better. It judges samplers "
-        "of one model, not the model. Without brackets: not recorded.", "",
-        *markdown(("what", "against", "unit", "ours", "theirs", "ratio or difference", "images", "repeats"), told),
-    ])  # fmt: skip
-
-
-def compared(r: pd.Series) -> str:
-    return cell(r, "ratio") if pd.notna(r.get("ratio")) else cell(r, "difference")
-
-
-def cell(r: pd.Series, name: str) -> str:
-    text = ["-" if pd.isna(v) else f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}"
-            for v in (r.get(f"{name}{end}") for end in ("", "_lo", "_hi"))]  # fmt: skip
-    return text[0] if text[1] == "-" else f"{text[0]} [{text[1]}, {text[2]}]"
+# --- all of it --------------------------------------------------------------------------------------------------------
+def write(rows: list[dict], about: dict, out: Path) -> None:
+    with record.atomic(out / "bench.csv") as temporary:
+        pd.DataFrame(rows).assign(**about).to_csv(temporary, index=False, float_format="%.4g")
+    record.write_text(out / "bench.md", page(pd.read_csv(out / "bench.csv")))
 
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=64, help="of a training step")
+    parser.add_argument("--batch", type=int, nargs="+", default=[TrainConfig().batch, 64],
+                        help="of a training step; the first is judged")  # fmt: skip
     parser.add_argument("--images", type=int, default=40, help="drawn in one call; all calls make the sets")
+    parser.add_argument("--steps", type=int, default=TrainConfig().steps, help="that train the model which draws them")
     parser.add_argument("--profile", default="demo", help="whose data and sampler")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(words)
     weights.weight_file("lite0")  # NotAvailable now, not after minutes
-    about = {"cpu": record.machine()["cpu"], "cores": torch.get_num_threads(), **record.versions()}
-    config, rows = settings(args.profile, "chest"), []
+    machine = {"cpu": record.machine()["cpu"], "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    about = {"trained_steps": args.steps} | machine | record.versions()
+    config, rows = settings(args.profile, "chest", "text", steps=args.steps), []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        datasets.prepare("chest", folder / "data", config.data)
-        data = datasets.load(folder / "data")
-        latents.write(folder / "latents", data, diffusion.load("tiny"), "")
+        folder = RunFolder(scratch, args.profile, "chest")
+        with mock.patch.object(shards, "PER_SHARD", FILE):
+            datasets.prepare("chest", folder.data, config.data)
+        data = datasets.load(folder.data)
+        drawn = asked(data, args.images, args.repeats)
+        latents.write(folder.latents, data, *diffusion.load_for(folder, config))
         sections = (
-            training(data, folder, args.batch, args.repeats), reading(data, folder, args.batch, args.repeats),
-            sampling(data, config, args.images, args.repeats),
+            preparing(data, folder, args.repeats), reading(data, folder, args.batch[0], args.repeats),
+            training(data, folder, args.batch, args.repeats), sampling(data, folder, config, drawn, args.repeats),
         )  # fmt: skip
         for found in (r for section in sections for r in section):
             rows.append(found)
+            write(rows, about, args.out)
             r = pd.Series(found)
             rivals = f"{cell(r, 'ours')} {r['unit']}; {r['baseline']}: {cell(r, 'theirs')}"
-            print(f"{r['what']}: {rivals}; {compared(r)}", flush=True)
-    table = pd.DataFrame(rows).assign(**about)
-    with record.atomic(args.out / "bench.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4g")
-    record.write_text(args.out / "bench.md", page(pd.read_csv(args.out / "bench.csv")))
+            print(f"{r['what']}: {rivals}; {compared(r)} {judgement(r)}", flush=True)
 
 
 if __name__ == "__main__":

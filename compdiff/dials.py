@@ -1,15 +1,15 @@
-"""The phantoms' interaction dial: the results of runs that differ in it. No torch."""
+"""The phantoms' interaction dial: the results of runs that differ in it, and their zero-shot error. No torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from compdiff import record
-from compdiff.frames import over_seeds
+from compdiff.frames import Item, over_seeds
 
 
 def read_dials(folders: Sequence[Path], seeds: Sequence[int]) -> dict[float, pd.DataFrame]:
@@ -36,3 +36,14 @@ def read_dials(folders: Sequence[Path], seeds: Sequence[int]) -> dict[float, pd.
     shared = [seed for seed in seeds if all(seed in files for files in found.values())]
     combined = lambda files: over_seeds(record.load_results([files[s] for s in shared]))  # noqa: E731
     return {dial: combined(files) for dial, files in found.items() if shared}
+
+
+def zero_shot(results: pd.DataFrame, metric: str, method: str) -> dict[str, object] | None:
+    """One method's number over all held-out cells together."""
+    return Item("quality", metric, "held_out", "held_out").of(results, method)
+
+
+def by_dial_rows(by_dial: Mapping[float, pd.DataFrame], methods: Sequence[str]) -> pd.DataFrame:
+    """Zero-shot KID of every method and dial, for `plots_groups.interaction_dial`: rows of `over_seeds` and dial."""
+    found = [(dial, zero_shot(frame, "KID", m)) for dial, frame in by_dial.items() for m in methods]
+    return pd.DataFrame([row | {"dial": dial} for dial, row in found if row is not None])

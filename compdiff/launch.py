@@ -87,10 +87,11 @@ def generate(job: Job, accelerator: Accelerator) -> str:
 def extract(job: Job, accelerator: Accelerator) -> str:
     """the features of notebook 06: METHOD's test set, real_test or real_train; EXTRACTOR=, lite0 unless said"""
     folder, c = job.folder, job.settings()
-    data = datasets.load(folder.data)
     real = {"real_test": ("test", "zero_shot"), "real_train": ("train",)}
     if job.method in real:
+        data = datasets.load(folder.data)
         images = data.images(data.table[data.table["split"].isin(real[job.method])])
+        del data  # which keeps a copy of its own
     else:
         made = folder.generated(job.method, "test")
         images = sample.read_images(made, evaluate.read_rows(made)["id"].tolist())

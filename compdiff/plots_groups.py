@@ -236,7 +236,7 @@ def pareto(results: pd.DataFrame, schema: Schema, kind: str) -> Figure:
 # --- the dial ---------------------------------------------------------------------------------------------------------
 @styled
 def interaction_dial(by_dial: pd.DataFrame, kind: str) -> Figure | None:
-    """Zero-shot error against the phantoms' interaction dial, from the rows of `tables.by_dial_rows`.
+    """Zero-shot error against the phantoms' interaction dial, from the rows of `dials.by_dial_rows`.
 
     Drawn are methods that were run at two settings or more; None without any: one point of a dial is no figure.
     """

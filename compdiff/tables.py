@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from compdiff import config, frames, published
+from compdiff import frames, published
 from compdiff.attributes import Schema
+from compdiff.dials import zero_shot
 from compdiff.fairness import disparity_label
 from compdiff.frames import NOT_AVAILABLE, TITLES, Item, methods_in
 from compdiff.published import NOT_IN_RECORD
@@ -35,9 +36,9 @@ ES_LABELS = (
 )
 NO_FLOOR = "no training images of these cells"  # real_train where training held them out
 BLUR = (
-    "Suspected copies (pixels): blur alone brings an image nearer to all others. The images of the row Autoencoder only "
-    "are new and merely blurred, so what alarms there is no copy: read a method's share beside that row, not beside the "
-    "declared rate."
+    "Suspected copies (pixels): blur alone brings an image nearer to all others. The images of the row Autoencoder "
+    "only are new and merely blurred, so what alarms there is no copy: read a method's share beside that row, not "
+    "beside the declared rate."
 )
 
 
@@ -197,6 +198,7 @@ def table3(
 
 
 # --- Table 4 ----------------------------------------------------------------------------------------------------------
+STAGES = {"downstream": "", "tasks": "Single tasks: "}  # and how the titles of their panels begin
 # As outcomes.judge writes them; {label} is the disparity label, on which intersections are compared.
 DOWNSTREAM = ("macro AUROC", "macro AUPRC", "macro F1", "macro balanced accuracy", "macro ECE", "underdiagnosis")
 GAPS = ("gap {metric}", "gap90 {metric}", "ES-{metric}", "ES-{metric}-mean", "gap underdiagnosis",
@@ -205,7 +207,9 @@ GAPS = ("gap {metric}", "gap90 {metric}", "ES-{metric}", "ES-{metric}-mean", "ga
 
 
 def table4(results: pd.DataFrame) -> pd.DataFrame:
-    """Downstream: one row per strategy and generator; means over findings, gaps between groups, underdiagnosis."""
+    """Downstream: one row per strategy and generator; means over findings, gaps between groups, underdiagnosis; then
+    each group by itself.
+    """
     cells = []
     for stage, kind, panel, metrics in table4_panels(results):
         here = results[(results["stage"] == stage) & (results["group"] == "")]
@@ -217,7 +221,31 @@ def table4(results: pd.DataFrame) -> pd.DataFrame:
                 if metric == "macro AUROC":
                     column = f"{metric}, published"
                     cells.append({"panel": panel, "key": key, "row": row, "column": column, "note": NOT_IN_RECORD})
-    return frame_of(cells)
+    return frame_of(cells + each_group(results))
+
+
+def each_group(results: pd.DataFrame) -> list[dict[str, object]]:
+    """A panel per attribute, of single tasks per condition, too: AUROC and underdiagnosis of every one of its groups.
+
+    Intersections are left to the results: their gaps stand in Table 4, and most are too small to be shown alone.
+    """
+    cells = []
+    for stage, prefix in STAGES.items():
+        here = results[(results["stage"] == stage) & (results["group"] != "")]
+        here = here[~here["group_kind"].str.contains(" x ", regex=False)]
+        single = here["metric"].str.startswith("AUROC:") & (stage == "tasks")
+        here = here[single | here["metric"].isin(["macro AUROC", "underdiagnosis"])]
+        rows = here[["setting", "method"]].drop_duplicates().sort_values("setting", kind="stable").to_numpy()
+        for kind, part in here.groupby("group_kind", sort=False):
+            panel = f"{prefix}{'cells' if kind == 'held_out' else f'each group of {kind}'}"
+            columns = part[["metric", "group"]].drop_duplicates().sort_values("metric", kind="stable")
+            for metric, group in columns.to_numpy():
+                at = part[(part["metric"] == metric) & (part["group"] == group)]
+                for setting, key in rows:
+                    number = Item(stage, metric, kind, group, setting).of(at, key)
+                    row, column = f"{setting} {downstream_title(key)}", f"{metric} {HELD_OUT.get(group, group)}"
+                    cells.append(cell(panel[0].upper() + panel[1:], key, row, column, number))
+    return cells
 
 
 def disparity_metrics(kind: str, label: str) -> list[str]:
@@ -229,7 +257,7 @@ def disparity_metrics(kind: str, label: str) -> list[str]:
 def table4_panels(results: pd.DataFrame) -> list[tuple[str, str, str, list[str]]]:
     """(stage, kind of group, title, metrics) of every panel: classifiers of all findings, then one task each."""
     out = []
-    for stage, prefix in (("downstream", ""), ("tasks", "Single tasks: ")):
+    for stage, prefix in STAGES.items():
         here = results[(results["stage"] == stage) & (results["group"] == "")]
         labels = [m.removeprefix("AUROC:") for m in here["metric"].unique() if m.startswith("AUROC:")]
         label = disparity_label(labels) if labels else ""
@@ -250,11 +278,6 @@ def downstream_title(key: str) -> str:
 
 
 # --- Table 5 ----------------------------------------------------------------------------------------------------------
-def zero_shot(results: pd.DataFrame, metric: str, method: str) -> dict[str, object] | None:
-    """One method's number over all held-out cells together."""
-    return Item("quality", metric, "held_out", "held_out").of(results, method)
-
-
 def table5(
     results: pd.DataFrame, schema: Schema, by_dial: Mapping[float, pd.DataFrame] | None = None
 ) -> pd.DataFrame:
@@ -278,9 +301,3 @@ def table5(
         for key in [m for m in TITLES if m in run]:
             cells.append(cell(panel, key, f"interaction = {dial:g}", TITLES[key], zero_shot(frame, "KID", key)))
     return frame_of(cells)
-
-
-def by_dial_rows(by_dial: Mapping[float, pd.DataFrame], methods: Sequence[str]) -> pd.DataFrame:
-    """Zero-shot KID of every method and dial, for `plots_groups.interaction_dial`: rows of `over_seeds` and dial."""
-    found = [(dial, zero_shot(frame, "KID", m)) for dial, frame in by_dial.items() for m in methods]
-    return pd.DataFrame([row | {"dial": dial} for dial, row in found if row is not None])

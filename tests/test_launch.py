@@ -61,6 +61,16 @@ def test_sets_and_features_are_what_the_notebooks_find(root, method, monkeypatch
     np.testing.assert_array_equal(features.cached(folder.seed / "features" / "lite0" / method, images, "lite0", 32), whole)
 
 
+def test_features_of_real_images_are_those_of_their_rows(root, capsys):
+    folder = tiny.run_folder(root)
+    launch.main(["features", "chest", "real_test", *words(root)])
+    data = datasets.load(folder.data)
+    images = data.images(data.rows("test"))
+    assert f"lite0 features of {len(images)} images" in capsys.readouterr().out
+    with np.load(folder.seed / "features" / "lite0" / "real_test.npz", allow_pickle=False) as stored:
+        np.testing.assert_array_equal(stored["features"], features.extract(images, "lite0", 32))
+
+
 @pytest.mark.parametrize("wrong", ["", "train chest", "encode chest text", "sing chest text", "train chest text now"])
 def test_other_words_get_the_usage(wrong):
     with pytest.raises(SystemExit, match="compdiff.launch COMMAND DATASET"):

@@ -143,7 +143,7 @@ class Convolutions(torch.nn.Module):
         return self.two(torch.nn.functional.silu(self.one(x)))
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler: there is none")
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler for torch.compile")
 def test_a_compiled_module_computes_and_learns_as_it_did(monkeypatch, tmp_path):
     """torch.compile itself, on two convolutions: the UNet of a run takes minutes."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

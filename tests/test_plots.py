@@ -298,6 +298,9 @@ def test_closest_pairs_of_all_seeds_and_the_suspected_ones_in_red(tmp_path):
     assert set(found["pixels"]["training"]) == {"007"} and all(f.exists() for f in found["pixels"]["file"])
     fig = plots_pictures.nearest_training(PAIRS, *pair_images(), 30, "phantom")
     assert [to_rgb(ax.title.get_color()) == to_rgb(plots_pictures.RED) for ax in fig.axes[:3]] == [True, False, False]
+    assert "a suspected copy" in texts(fig) and "blur" not in texts(fig)
+    by_pixels = plots_pictures.nearest_training(PAIRS.assign(space="pixels"), *pair_images(), 30, "phantom")
+    assert "red: below 1, a copy or mere blur" in texts(by_pixels), "a blurred image is near everything in pixels"
     with pytest.raises(ValueError, match="drawn when they are phantoms"):
         plots_pictures.nearest_training(PAIRS, *pair_images(), 30, "radiograph")
 

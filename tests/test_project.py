@@ -107,7 +107,7 @@ def third_party(path):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module.split(".")[0])
-    own = {"compdiff"} | {p.stem for p in (paths.ROOT / "tests").glob("*.py")}
+    own = {"compdiff"} | {p.stem for folder in ("tests", "benchmarks") for p in (paths.ROOT / folder).glob("*.py")}
     return names - own - set(sys.stdlib_module_names)
 
 

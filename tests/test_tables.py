@@ -213,6 +213,34 @@ def test_downstream_table(results):
     assert rendering.footnotes(table) == ["macro AUROC: mean of No Finding, Pneumothorax."]
 
 
+def test_table4_shows_every_group_by_itself():
+    """AUROC and underdiagnosis of each group, 19 groups' conditions among them; not intersections, not what gaps tell."""
+    rows = made_up()
+    like = rows[rows["metric"] == "macro AUROC"]
+    new = [like.assign(metric=metric, group_kind=kind, group=group, value=value, lo=value - 0.1, hi=value + 0.1, n=n, note=note)
+           for metric, value, n, note in (("macro AUROC", 0.8, 240, "mean of x"), ("underdiagnosis", 0.25, 90, "FPR of x"))
+           for kind, group in (("sex", "Female"), ("sex", "Male"), ("held_out", "seen"), ("age x sex", "80+ Male"))]  # fmt: skip
+    new[1] = new[1].assign(note="ineligible: few", value=np.nan, lo=np.nan, hi=np.nan)
+    tasks = [like[like["method"] == m].head(1).assign(stage="tasks", setting=f"vit-{s}", metric=metric, group_kind=kind, group=group)
+             for m, s in (("real_train", "real"), ("hcn", "generated"))
+             for metric, kind, group in (("AUROC:glaucoma", "race", "Asian"), ("AUROC:glaucoma", "myopia", "mild"),
+                                         ("AUROC:myopia", "race", "Asian"))]  # fmt: skip
+    table = tables.table4(frames.over_seeds(pd.concat([rows, *new, *tasks])))
+    text = rendering.wide(table, "Each group of sex")
+    assert list(text.columns) == ["macro AUROC Female (n = 240)", "macro AUROC Male (n = 240)", "underdiagnosis Female (n = 90)",
+                                  "underdiagnosis Male (n = 90)"]  # fmt: skip
+    assert text.loc["1b HCN (CompDiff)"].tolist() == ["0.8 [0.7, 0.9]", "ineligible: few", *["0.25 [0.15, 0.35]"] * 2]
+    assert list(text.index) == list(rendering.wide(table, "Overall").index)
+    assert "macro AUROC all other cells (n = 240)" in rendering.wide(table, "Cells")
+    assert not table["panel"].str.contains("age x sex").any()
+    assert "underdiagnosis Female, underdiagnosis Male, underdiagnosis all other cells: FPR of x." in rendering.footnotes(table)
+    race = rendering.wide(table, "Single tasks: each group of race")
+    assert list(race.index) == ["vit-generated HCN (CompDiff)", "vit-real real images only"]
+    assert [c.split(" (")[0] for c in race.columns] == ["AUROC:glaucoma Asian", "AUROC:myopia Asian"]
+    (column,) = rendering.wide(table, "Single tasks: each group of myopia").columns
+    assert column.startswith("AUROC:glaucoma mild")
+
+
 def test_a_footnote_names_the_rows_it_is_about(results):
     noted = results.copy()
     mine = (noted["metric"] == "KID") & (noted["group_kind"] == "overall")
