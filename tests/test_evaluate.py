@@ -9,8 +9,8 @@ import pytest
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
 
-from compdiff import alignment, controls, evaluate, frames, memorisation, metrics, paired, record, rendering, sample
-from compdiff import stats, tables, thumbnails, weights
+from compdiff import alignment, clouds, controls, evaluate, frames, memorisation, metrics, paired, record, rendering
+from compdiff import sample, tables, thumbnails, weights
 from compdiff.attributes import AGE, SEX, Schema
 
 SCHEMA = Schema((AGE, SEX))
@@ -108,8 +108,8 @@ def test_shuffling_changes_no_overall_distance_nor_its_interval(per_patient):
     assert (mixed.at == s.at).all() and (mixed.patients != s.patients).any(), "and answers another request"
     rows = [evaluate.distances(x, here, 40, 0) for x in (s, mixed)]
     for metric in ("FID", "KID"):
-        one, other = (value(r, metric) for r in rows)
-        assert [one[k] for k in ("value", "lo", "hi")] == pytest.approx([other[k] for k in ("value", "lo", "hi")], rel=1e-9)
+        one, other = ([value(r, metric)[k] for k in ("value", "lo", "hi")] for r in rows)
+        assert one == pytest.approx(other, rel=1e-9)
 
 
 def test_the_floors_kid_is_0_and_a_worse_sets_is_not(ref):
@@ -277,7 +277,7 @@ def test_matched_interval_holds_the_spread_of_fresh_samples(ref):
     for i in range(20):
         a, b = two()
         whole, half = (metrics.matched_fid(a, b, size, 10, i) for size in (n, n // 2))
-        found = stats.halves_interval(whole.mean(), half - whole)
+        found = clouds.halves_interval(whole.mean(), half - whole)
         assert whole.std() < 1e-9
         widths.append((found.hi - found.lo) / 2)
     assert 0.9 < np.mean(widths) / (1.96 * np.std(fids)) < 1.3
@@ -348,7 +348,8 @@ def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):
     bad.features[:] += 1.0
     twin = fake(ref, "flat")
     sets = [good, bad, twin]
-    rows = paired.kid(sets, ref, 50, 0) + paired.fid(sets, ref, {s.method: evaluate.fid_of(s, ref, 50, 0) for s in sets})
+    fids = {s.method: evaluate.fid_of(s, ref, 50, 0) for s in sets}
+    rows = paired.kid(sets, ref, 50, 0) + paired.fid(sets, ref, fids)
     words = {(r["method"], r["metric"]): frames.word_of(r) for r in rows}
     assert words == {(a, f"{metric} minus {b}"): word for metric in ("KID", "FID") for a, b, word in (
         ("hcn", "text", "below"), ("hcn", "flat", "within noise"), ("text", "flat", "above"))}  # fmt: skip

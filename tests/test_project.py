@@ -30,7 +30,7 @@ LAYERS = {
     },
     "run": {"checkpoint", "train", "methods", "untrained", "base", "strategies", "sample", "export", "cardiac_models", "augment"},
     "judge": {
-        "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
+        "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "clouds", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "paired", "outcomes", "comparisons",
         "thumbnails", "galleries", "frames", "dials", "published", "tables", "rendering", "unseen", "probes", "probe_report", "gates", "report",
         "provenance", "readme", "plots", "plots_data", "plots_lesson", "plots_pictures", "plots_training", "plots_results",
