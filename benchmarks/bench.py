@@ -33,8 +33,8 @@ from bench_page import RESAMPLES, cell, compared, judgement, page
 from rivals import BOTH, by_pipeline, plain_png, plain_step, seeds
 from torch._dynamo.exc import BackendCompilerFailed
 
-from compdiff import datasets, diffusion, features, latents, methods, paths, pictures, record, sample, shards, stats
-from compdiff import train, weights
+from compdiff import clouds, datasets, diffusion, features, latents, methods, paths, pictures, record, sample, shards
+from compdiff import stats, train, weights
 from compdiff.config import Config, SampleConfig, TrainConfig, settings
 from compdiff.paths import RunFolder
 from compdiff.stats import Interval
@@ -105,7 +105,7 @@ def quality(what: str, baseline: str, real: np.ndarray, ours: np.ndarray, theirs
     """The row of two sets of images [n, S, S] drawn from the prompts of n `real` ones: KID, bootstrapped by patient."""
     reference, a, b = (features.extract(images, size=size) for images in (real, ours, theirs))
     drawn = stats.resample_patients(patients, RESAMPLES, seed=0)
-    one, other = stats.kid_bootstrap(a, reference, drawn), stats.kid_bootstrap(b, reference, drawn)
+    one, other = clouds.kid_bootstrap(a, reference, drawn), clouds.kid_bootstrap(b, reference, drawn)
     numbers = {"ours": stats.percentile_interval(*one), "theirs": stats.percentile_interval(*other)}
     numbers |= {"difference": stats.difference(*one, *other)}
     return row(what, baseline, f"KID-{features.column('lite0', size)}", numbers, len(real), 1)

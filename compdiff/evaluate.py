@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from compdiff import estimate, fairness, frames, metrics, sample, stats
+from compdiff import clouds, estimate, fairness, frames, metrics, sample, stats
 from compdiff.attributes import Schema
 from compdiff.datasets import Data
 from compdiff.fairness import Key
@@ -142,9 +142,9 @@ def kid_of(s: ImageSet, ref: Reference, mask: np.ndarray, ra: Resamples, rb: Res
     theirs = ref.patients[s.at]
     a, b = s.features[mask], ref.features[s.at][mask]
     if np.array_equal(s.patients, theirs):
-        return stats.kid_bootstrap(a, b, ra.rows(mask))
+        return clouds.kid_bootstrap(a, b, ra.rows(mask))
     together = "patients" if set(s.patients) == set(theirs) else "rows"
-    return stats.kid_bootstrap(a, b, ra.rows(mask), rb.rows(mask), together)
+    return clouds.kid_bootstrap(a, b, ra.rows(mask), rb.rows(mask), together)
 
 
 def fid_of(s: ImageSet, ref: Reference, resamples: int, seed: int) -> Halves | None:
@@ -153,7 +153,7 @@ def fid_of(s: ImageSet, ref: Reference, resamples: int, seed: int) -> Halves | N
     real = ref.features[s.at]
     if few_images(s, ref, np.ones(len(s.at), bool)):
         return None
-    return stats.fid_halves(s.features, real, s.patients, ref.patients[s.at], max(10, resamples // 4), seed)
+    return clouds.fid_halves(s.features, real, s.patients, ref.patients[s.at], max(10, resamples // 4), seed)
 
 
 def quality(s: ImageSet, ref: Reference, resamples: int, seed: int, whole_fid: Halves | None = None) -> list[dict]:
@@ -181,7 +181,7 @@ def distances(s: ImageSet, ref: Reference, resamples: int, seed: int, whole_fid:
         if not note and key[0] != "overall" and not ref.subgroup_fid:
             note = f"ineligible: {len(set(ref.patients))} patients in all"
         if key[0] == "overall" and not note:
-            value = stats.halves_interval(*(whole_fid or fid_of(s, ref, resamples, seed)))
+            value = clouds.halves_interval(*(whole_fid or fid_of(s, ref, resamples, seed)))
         else:
             value = None if note else metrics.fid(a, b)
         out.append(result("quality", s.method, key, "FID", value, note=note or whose(s, ref, mask), **here))
@@ -220,7 +220,7 @@ def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
     of no intersection, because a few small cells would bring everybody's n down to theirs (KID needs no matching).
 
     Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the
-    FID of n such images differs between samples of that size (halves without replacement, as in stats.fid_halves), at
+    FID of n such images differs between samples of that size (halves without replacement, as in clouds.fid_halves), at
     least: it is wider where the distance is small against its bias. The choice of a subset alone would say nothing
     about the smallest group, which has only one. Where images of one patient repeat, halves of images would count them
     as independent: no interval, and the note says so. Categories with too few images have rows without a value that say
@@ -239,7 +239,7 @@ def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
         mask = ref.masks[k][s.at]
         people = patients_of(s, ref, mask)
         whole, half = (metrics.matched_fid(s.features[mask], real[mask], m, REPEATS, seed) for m in (n, n // 2))
-        value = stats.halves_interval(whole.mean(), half - whole)  # one seed: each half is the first half of its subset
+        value = clouds.halves_interval(whole.mean(), half - whole)  # one seed: a half is the first half of its subset
         note = f"mean of {REPEATS} random subsets of {n}"
         if people < size:
             value, note = value.value, f"{note}; no interval: {size} images of {people} patients"
@@ -274,7 +274,7 @@ def classified(s: ImageSet, ref: Reference, probabilities: np.ndarray, real: np.
     halves = [(rng.permutation(len(names)) < (len(names) + 1) // 2)[code] for _ in range(max(10, resamples // 4))]
     scores = np.array([metrics.inception_score(probabilities[h]) for h in halves])
     n = len(s.at)
-    return [result("quality", s.method, ("overall", ""), "IS", stats.halves_interval(value, scores - value), n, 0,
+    return [result("quality", s.method, ("overall", ""), "IS", clouds.halves_interval(value, scores - value), n, 0,
                    ref.extractor, f"real test images: {metrics.inception_score(real):.4g}")]  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def equity(rows: Sequence[dict], names: Sequence[str], metric: str) -> list[dict
 
 # --- measurement ------------------------------------------------------------------------------------------------------
 def measure(modality: str, images: np.ndarray) -> pd.DataFrame:
-    """`estimate.parameters` of every image: a row each, a column per generative parameter; 0 where an image shows none."""
+    """`estimate.parameters` of every image: a row each, a column per generative parameter; 0 where there is none."""
     with np.errstate(invalid="ignore"):
         found = pd.DataFrame([estimate.parameters(modality, image) for image in images])
     return found.where(np.isfinite(found), 0.0)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from compdiff import heart, metrics, segment, stats
+from compdiff import clouds, heart, metrics, segment, stats
 from compdiff.cardiac import unstack
 from compdiff.fairness import images_note
 
@@ -90,10 +90,10 @@ def kid_row(features: np.ndarray, real: np.ndarray, patients: np.ndarray, real_p
     """KID to real images, both resampled by patient; features [n, d] and [m, d]. base [n, d]: what another method drew
     for the same patients, row by row; then KID minus that of the base, every resample with the same patients in both."""
     a, b = (stats.resample_patients(p, resamples, seed + i) for i, p in enumerate((patients, real_patients)))
-    value, resampled = stats.kid_bootstrap(features, real, a, b)
+    value, resampled = clouds.kid_bootstrap(features, real, a, b)
     made = stats.percentile_interval(value, resampled)
     if base is not None:
-        made = stats.difference(value, resampled, *stats.kid_bootstrap(base, real, a, b))
+        made = stats.difference(value, resampled, *clouds.kid_bootstrap(base, real, a, b))
     return {"metric": "KID", "value": made.value, "lo": made.lo, "hi": made.hi, "n": len(features), "n_ref": len(real)}
 
 

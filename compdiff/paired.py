@@ -10,13 +10,14 @@ from itertools import combinations
 
 import numpy as np
 
-from compdiff import stats
+from compdiff import clouds, stats
 from compdiff.alignment import JUDGE, correct
 from compdiff.evaluate import Halves, ImageSet, Reference, draws, few_images, fid_of, kid_of, result
 from compdiff.stats import Interval
 
 
-def row(a: str, metric: str, b: str, value: Interval | None, n: int, n_ref: int, extractor: str, note: str = "") -> dict:
+def row(a: str, metric: str, b: str, value: Interval | None, n: int, n_ref: int, extractor: str,
+        note: str = "") -> dict:  # fmt: skip
     return result("difference", a, ("overall", ""), f"{metric} minus {b}", value, n, n_ref, extractor, note)
 
 
@@ -38,7 +39,7 @@ def fid(sets: Sequence[ImageSet], ref: Reference, halves: Mapping[str, Halves | 
         note, value = few[a] or few[b], None
         if not note:
             (x, x_halves), (y, y_halves) = halves[a], halves[b]
-            value = stats.halves_interval(x - y, x_halves - y_halves, least=-np.inf)
+            value = clouds.halves_interval(x - y, x_halves - y_halves, least=-np.inf)
         out.append(row(a, "FID", b, value, n, n, ref.extractor, note))
     return out
 

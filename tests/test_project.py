@@ -30,9 +30,9 @@ LAYERS = {
     },
     "run": {"checkpoint", "train", "methods", "untrained", "base", "strategies", "sample", "export", "cardiac_models", "augment"},
     "judge": {
-        "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "significance", "scores", "metrics",
+        "features", "weights", "backbones", "inception", "judges", "memorisation", "stats", "clouds", "significance", "scores", "metrics",
         "fairness", "networks", "classify", "downstream", "evaluate", "controls", "alignment", "paired", "outcomes", "comparisons",
-        "galleries", "frames", "dials", "published", "tables", "rendering", "unseen", "probes", "probe_report", "gates", "report",
+        "thumbnails", "galleries", "frames", "dials", "published", "tables", "rendering", "unseen", "probes", "probe_report", "gates", "report",
         "provenance", "readme", "plots", "plots_data", "plots_lesson", "plots_pictures", "plots_training", "plots_results",
         "plots_groups", "plots_downstream", "segment", "faithful", "heart_classify", "heart_fairness", "heart_report", "plots_heart",
     },

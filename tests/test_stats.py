@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy import stats as scipy_stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from compdiff import metrics, paths, stats
+from compdiff import clouds, metrics, paths, stats
 
 
 @settings(max_examples=80, deadline=None)
@@ -106,8 +106,8 @@ def test_jeffreys_is_scipys_beta(hits, trials):
 
 
 def plain_kid_apart(a, b, pa, pb, cross=()):
-    """Mean kernel over explicit lists of rows, pairs of one patient left out. cross: names of the rows of a and of b; the
-    cross term leaves out pairs of one name, and is the mean over several such ways."""
+    """Mean kernel over explicit lists of rows, pairs of one patient left out. cross: names of the rows of a and of b;
+    the cross term leaves out pairs of one name, and is the mean over several such ways."""
     d = a.shape[1]
 
     def average(x, y, px, py, apart):
@@ -132,7 +132,7 @@ def test_kid_bootstrap_is_a_plain_loop_over_the_same_draws(leave_out):
     a, b = rng.normal(size=(len(pa), 4)), rng.normal(size=(len(pb), 4)) + 0.5
     ra, rb = (stats.resample_patients(p, 6, 0 if p is not others else 1) for p in (pa, pb))
     more = () if leave_out == "paired" else (rb, leave_out)
-    value, resampled = stats.kid_bootstrap(a, b, ra, *more)
+    value, resampled = clouds.kid_bootstrap(a, b, ra, *more)
     for i in range(-1, 6):
         rows_a, rows_b = (np.repeat(np.arange(len(p)), r.draws[i][p] if i >= 0 else 1) for p, r in ((pa, ra), (pb, rb)))
         ways = {"nothing": [], "rows": [(pa, pa), (pb, pb)]}.get(leave_out, [(pa, pb)])
@@ -156,7 +156,7 @@ def test_kid_of_the_same_requests_is_to_the_bit_what_it_was_before_controls_had_
     one = sparse.identity(30, format="csr")
     k = [one @ (one @ metrics.kernel(x, y).T).T for x, y in ((a, a), (b, b), (a, b))]
     expected = mean(k[0]) + mean(k[1]) - 2 * mean(k[2])
-    value, resampled = stats.kid_bootstrap(a, b, drawn)
+    value, resampled = clouds.kid_bootstrap(a, b, drawn)
     assert value == expected[0] and resampled.tolist() == expected[1:].tolist()
 
 
@@ -177,7 +177,7 @@ def test_kid_of_matched_cells_is_unbiased_without_the_pairs_of_one_request(image
     for _ in range(500):
         a, b = draw(pa), draw(pb)
         for leave_out, values in found.items():
-            values.append(stats.kid_bootstrap(a, b, *drawn, leave_out)[0])
+            values.append(clouds.kid_bootstrap(a, b, *drawn, leave_out)[0])
     mean, error = ({k: f(v) for k, v in found.items()} for f in (np.mean, lambda v: np.std(v) / np.sqrt(500)))
     assert abs(mean["rows"]) < 3 * error["rows"]
     assert mean["nothing"] < -10 * error["nothing"], "pairs of one cell are too many: below 0"
@@ -188,18 +188,18 @@ def test_kid_leaves_out_only_what_is_there():
     a, b, more = rng.normal(size=(8, 3)), rng.normal(size=(8, 3)), rng.normal(size=(9, 3))
     one, other = (stats.resample_patients(np.arange(8), 5, seed) for seed in (0, 1))
     with pytest.raises(ValueError, match="same patients are drawn"):
-        stats.kid_bootstrap(a, b, one, other, "patients")
+        clouds.kid_bootstrap(a, b, one, other, "patients")
     with pytest.raises(ValueError, match="rows out of 8 x 9"):
-        stats.kid_bootstrap(a, more, one, stats.resample_patients(np.arange(9), 5, 1), "rows")
+        clouds.kid_bootstrap(a, more, one, stats.resample_patients(np.arange(9), 5, 1), "rows")
     with pytest.raises(ValueError, match="cells"):
-        stats.kid_bootstrap(a, b, one, other, "cells")
+        clouds.kid_bootstrap(a, b, one, other, "cells")
 
 
 def test_kid_bootstrap_of_single_images_starts_from_kid_and_is_centred_on_it():
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=(60, 8)), rng.normal(size=(50, 8)) + 0.4
     ra, rb = stats.resample_patients(np.arange(60), 400, 0), stats.resample_patients(np.arange(50), 400, 1)
-    value, resampled = stats.kid_bootstrap(a, b, ra, rb)
+    value, resampled = clouds.kid_bootstrap(a, b, ra, rb)
     assert value == pytest.approx(metrics.kid(a, b), rel=1e-9)
     assert abs(resampled.mean() - value) < 4 * resampled.std() / 20
     naive = np.mean(
@@ -215,7 +215,7 @@ def test_fid_interval_has_the_spread_of_fresh_samples():
     widths = []
     for i in range(6):
         a, b = draw()
-        interval = stats.halves_interval(*stats.fid_halves(a, b, np.arange(80), np.arange(100, 180), 60, seed=i))
+        interval = clouds.halves_interval(*clouds.fid_halves(a, b, np.arange(80), np.arange(100, 180), 60, seed=i))
         assert interval.value == metrics.fid(a, b)
         widths.append((interval.hi - interval.lo) / (2 * 1.96))
     assert np.mean(widths) == pytest.approx(fresh, rel=0.25)
@@ -223,19 +223,19 @@ def test_fid_interval_has_the_spread_of_fresh_samples():
 
 def test_a_distance_does_not_reach_below_0_but_a_difference_does():
     halves = np.array([1.0, 3.0])  # standard deviation sqrt(2)
-    assert stats.halves_interval(1.0, halves).lo == 0
-    found = stats.halves_interval(1.0, halves, least=-np.inf)
+    assert clouds.halves_interval(1.0, halves).lo == 0
+    found = clouds.halves_interval(1.0, halves, least=-np.inf)
     assert (found.lo, found.hi) == pytest.approx((1 - 1.96 * np.sqrt(2), 1 + 1.96 * np.sqrt(2)), abs=1e-3)
 
 
 def test_fid_halves_hold_whole_patients_and_the_same_ones_on_both_sides(monkeypatch):
     seen = []
-    monkeypatch.setattr(stats, "fid", lambda a, b: seen.append((set(a[:, 0]), set(b[:, 0]))) or float(len(seen)))
+    monkeypatch.setattr(clouds, "fid", lambda a, b: seen.append((set(a[:, 0]), set(b[:, 0]))) or float(len(seen)))
     patients = np.repeat(np.arange(10), 3)
-    stats.fid_halves(patients[:, None], patients[::-1, None], patients, patients[::-1], 5, seed=0)
+    clouds.fid_halves(patients[:, None], patients[::-1, None], patients, patients[::-1], 5, seed=0)
     halves = [s for s in seen if len(s[0]) < 10]
     assert len(halves) == 5 and all(a == b and len(a) == 5 for a, b in halves)
-    stats.fid_halves(patients[::-1, None], patients[:, None], patients[::-1], patients, 5, seed=0)
+    clouds.fid_halves(patients[::-1, None], patients[:, None], patients[::-1], patients, 5, seed=0)
     assert [s for s in seen if len(s[0]) < 10][5:] == halves, "another set of the same patients has the same halves"
 
 
