@@ -87,9 +87,11 @@ def mean_row(metric: str, values: np.ndarray, patients: np.ndarray, resamples: i
 
 def kid_row(features: np.ndarray, real: np.ndarray, patients: np.ndarray, real_patients: np.ndarray, resamples: int,
             seed: int, base: np.ndarray | None = None) -> dict:  # fmt: skip
-    """KID to real images, both resampled by patient; features [n, d] and [m, d]. base [n, d]: what another method drew
-    for the same patients, row by row; then KID minus that of the base, every resample with the same patients in both."""
+    """KID to real images, resampled by patient; features [n, d] and [m, d]. Of the same patients, row by row, no image
+    is compared with the one it was asked for. base [n, d]: what another method drew for the same patients; then KID
+    minus that of the base, every resample with the same patients in both."""
     a, b = (stats.resample_patients(p, resamples, seed + i) for i, p in enumerate((patients, real_patients)))
+    b = None if np.array_equal(patients, real_patients) else b
     value, resampled = clouds.kid_bootstrap(features, real, a, b)
     made = stats.percentile_interval(value, resampled)
     if base is not None:

@@ -53,9 +53,11 @@ def test_a_pasted_mask_is_flat_in_the_greys_of_real_images(phantoms):
 def test_kid_row_is_small_for_the_same_distribution_and_large_for_another():
     rng = np.random.default_rng(0)
     real, same, other = rng.normal(size=(60, 8)), rng.normal(size=(60, 8)), rng.normal(2, 1, size=(60, 8))
-    rows = [faithful.kid_row(x, real, np.arange(60), np.arange(60), 100, 0) for x in (same, other)]
+    rows = [faithful.kid_row(x, real, np.arange(60), 60 + np.arange(60), 100, 0) for x in (same, other)]
     assert rows[0]["lo"] < 0 < rows[0]["hi"] and rows[1]["lo"] > rows[0]["hi"]
     assert rows[1]["value"] == pytest.approx(metrics.kid(other, real)), "one image a patient: KID as it is defined"
+    own = faithful.kid_row(real, real, np.arange(60), np.arange(60), 100, 0)
+    assert own["value"] == pytest.approx(0, abs=1e-9), "a patient's pair of images counts nowhere"
 
 
 def test_kid_against_a_base_that_drew_for_the_same_patients_is_paired():
