@@ -210,7 +210,7 @@ def test_manifest_that_is_no_manifest(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"title: \xff")
     with pytest.raises(ManifestError, match="UTF-8"):
         load_manifest(tmp_path / "x.yaml")
-    with pytest.raises(ManifestError, match="use one of: chest, chexpert, fairgenmed, folder, fundus"):
+    with pytest.raises(ManifestError, match="use one of: chest, chexpert, fairgenmed, fairgenmed_jpg, folder, fundus"):
         load_manifest("chst")
 
 
