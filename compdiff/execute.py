@@ -21,6 +21,7 @@ import psutil
 
 from compdiff import paths, record
 
+KERNEL_STARTS = 300  # seconds that a kernel may take to answer: on a machine with much else to do a minute is too few
 DIED = "the kernel died, most often because memory ran out (try JOBS=1, then a smaller MICROBATCH or SAMPLE_BATCH)"
 
 
@@ -147,7 +148,7 @@ def main(job_file: Path) -> int:
     try:
         papermill.execute_notebook(
             job["source"], job["target"], job["parameters"], kernel_name="python3", language="python",
-            progress_bar=False, cwd=job["cwd"],
+            progress_bar=False, cwd=job["cwd"], start_timeout=KERNEL_STARTS,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         answer.write_text(explain(error, Path(job["source"])))
