@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from bench_page import RESAMPLES, cell, compared, judgement, page
-from rivals import BOTH, by_pipeline, plain_png, plain_step, seeds
+from rivals import BOTH, bare_unet, by_pipeline, plain_png, plain_step, seeds
 from torch._dynamo.exc import BackendCompilerFailed
 
 from compdiff import clouds, datasets, diffusion, features, latents, methods, paths, pictures, record, sample, shards
@@ -50,6 +50,7 @@ TRAINING = {  # row -> method, and what differs from the profile's settings; whe
 }
 ENCODE, CACHED = "diffusers-style, encode every step", "diffusers-style, cached latents"
 CLIP_EMA = f"{CACHED}, + clip + EMA"
+FLOOR = "the UNet alone, forward and backward"
 GOALS = {  # what a row is judged by -> the least ratio
     ENCODE: 1.5, CACHED: 1.1, "reading": 10.0, "sampling, the papers' solver": 3.0, "sampling, equal steps": 1.0,
 }  # fmt: skip
@@ -147,10 +148,12 @@ def training(data: datasets.Data, folder: RunFolder, batches: list[int], repeats
             if changes.get("compile"):
                 torch.compiler.reset()  # what was compiled for another row makes this one neither faster nor slower
             ours = our_steps(data, folder, method, batch, **changes)
-            for baseline in (ENCODE, CACHED, CLIP_EMA) if name == "text" and first else (ENCODE, CACHED):
+            for baseline in (ENCODE, CACHED, CLIP_EMA, FLOOR) if name == "text" and first else (ENCODE, CACHED):
                 given = dict(trained=changes.get("trained", BOTH), clip_and_average=baseline == CLIP_EMA)
                 cached = None if baseline == ENCODE else moments
-                theirs = plain_step(diffusion.load("tiny"), images, cached, ids, **given)
+                fresh = diffusion.load("tiny")
+                floor = baseline == FLOOR
+                theirs = bare_unet(fresh, moments, ids) if floor else plain_step(fresh, images, cached, ids, **given)
                 try:
                     taken = alternate(partial(next, ours), theirs, repeats)
                 except BackendCompilerFailed as error:

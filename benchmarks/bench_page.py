@@ -31,8 +31,22 @@ def page(table: pd.DataFrame) -> str:
         f"[95 % by {RESAMPLES:,} patient bootstraps], and the difference; lower is better, and the goal is that the "
         "difference's interval reaches down to 0. Both samplers have the weights of one training of "
         f"{first['trained_steps']:,} steps: they are judged, not the model.", "",
-        *markdown(header, told), *hours(table),
+        *markdown(header, told), *ceiling(table), *hours(table),
     ])  # fmt: skip
+
+
+def ceiling(table: pd.DataFrame) -> list[str]:
+    """What the goals of a training step leave room for: how much faster than each baseline the bare UNet is, in lines."""
+    text = table[table["what"] == "training step, text"].set_index("baseline")
+    floor = text[text.index.str.startswith("the UNet alone")]["theirs"]
+    if floor.empty:
+        return []
+    goals = text["theirs"][text["goal"].notna()]
+    most = ", ".join(f"{floor.iloc[0] / theirs:.2f} against {name}" for name, theirs in goals.items())
+    return [
+        "The UNet's passes alone, without which no step learns, bound the ratio that a loop around the same UNet can "
+        f"reach: {most}. Only a faster UNet goes beyond.\n"
+    ]  # fmt: skip
 
 
 def hours(table: pd.DataFrame) -> list[str]:

@@ -49,6 +49,19 @@ def plain_step(base: Diffusion, images: np.ndarray, moments: torch.Tensor | None
     return step
 
 
+def bare_unet(base: Diffusion, moments: torch.Tensor, ids: torch.Tensor) -> Callable[[], None]:
+    """What no training step of this UNet can do without: one call is one pass forward and backward, and nothing else."""
+    z, t = base.latents(moments), torch.randint(0, 1000, (len(ids),))
+    with torch.no_grad():
+        context = base.text_encoder(ids)[0]
+
+    def step() -> None:
+        F.mse_loss(base.unet(z, t, context).sample, z).backward()
+        base.unet.zero_grad()
+
+    return step
+
+
 def seeds(rows: pd.DataFrame) -> list[int]:
     return [sample.image_seed(0, i) for i in rows["id"]]
 
