@@ -29,7 +29,7 @@ def shuffled(source: ImageSet, seed: int) -> ImageSet:
     """
     order = np.random.default_rng(seed).permutation(len(source.at))
     images, features, patients = source.images[order], source.features[order], source.patients[order]
-    return replace(source, method="shuffled", images=images, features=features, patients=patients, prompts=None)
+    return replace(source, method="shuffled", images=images, features=features, patients=patients)
 
 
 def copies(ref: Reference, train: pd.DataFrame, images: np.ndarray, features: np.ndarray, seed: int) -> ImageSet:

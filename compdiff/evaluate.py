@@ -20,7 +20,7 @@ from compdiff.fairness import Key
 from compdiff.stats import Interval, Resamples
 
 REPEATS = 10  # random subsets of a size-matched FID
-PAIRS_PER_CELL = 4  # images per request whose pairs measure diversity
+PAIRS_PER_CELL = 4  # images per cell whose pairs measure diversity
 LARGE = 1000  # reference images from which several images per patient are no obstacle to subgroup FIDs
 ABSENT = (("quality", "FID"), ("alignment", "accuracy"), ("memorisation", "suspected copies"))  # rows of a lost set
 Halves = tuple[float, np.ndarray]  # an overall FID, and that of random halves of the patients [repeats]
@@ -57,7 +57,6 @@ class ImageSet:
     features: np.ndarray  # float32 [n, d]
     patients: np.ndarray  # [n] whose image, or whose prompt
     at: np.ndarray  # int64 [n]
-    prompts: np.ndarray | None = None  # [n] of a generated set
 
 
 # --- image sets -------------------------------------------------------------------------------------------------------
@@ -94,7 +93,7 @@ def generated(method: str, folder: Path, ref: Reference, features: Features) -> 
     except FileNotFoundError:  # its message holds an id
         where = "/".join(Path(folder).parts[-3:])
         raise FileNotFoundError(f"an image of {where} is not there: run notebook 05_generation") from None
-    return ImageSet(method, images, features(method, images), ref.patients[at], at, rows["prompt"].to_numpy())
+    return ImageSet(method, images, features(method, images), ref.patients[at], at)
 
 
 def available(folders: Mapping[str, Path], ref: Reference, features: Features) -> tuple[list[ImageSet], list[dict]]:
@@ -279,7 +278,11 @@ def classified(s: ImageSet, ref: Reference, probabilities: np.ndarray, real: np.
 
 
 def similarity(s: ImageSet, ref: Reference, ra: Resamples) -> list[dict]:
-    """MS-SSIM with the real image of the same request, per group, and among images of one request (low = diverse)."""
+    """MS-SSIM with the real image of the same request, per group, and among images of one cell (low = diverse).
+
+    "intra-prompt" goes by cells, not by the prompts' words: those of a method with demographic tokens leave out the
+    attributes, so equal words would mean another thing for each method.
+    """
     name, scales = metrics.ms_ssim_variant(s.images.shape[-1])
     values, counts = metrics.ms_ssim(s.images, ref.images[s.at], scales), ra.counts()
     out = []
@@ -289,14 +292,12 @@ def similarity(s: ImageSet, ref: Reference, ra: Resamples) -> list[dict]:
             interval = stats.percentile_interval(values[mask].mean(), stats.mean(values[mask], counts[:, mask]))
             n = int(mask.sum())
             out.append(result("quality", s.method, key, f"{name} paired", interval, n, n, "pixels"))
-    request, note = s.prompts, "images of one prompt"
-    if request is None or len(set(request)) > 0.75 * len(request):
-        request, note = ref.rows["cell"].to_numpy()[s.at], "images of one cell: prompts do not repeat"
-    first = pd.Series(request).groupby(request).cumcount().to_numpy() < PAIRS_PER_CELL
-    means = metrics.ms_ssim_intra(s.images[first], request[first], scales)
+    cells = ref.rows["cell"].to_numpy()[s.at]
+    first = pd.Series(cells).groupby(cells).cumcount().to_numpy() < PAIRS_PER_CELL
+    means = metrics.ms_ssim_intra(s.images[first], cells[first], scales)
     value = float(means.mean()) if len(means) else None
     who = ("quality", s.method, ("overall", ""))
-    return [*out, result(*who, f"{name} intra-prompt", value, int(first.sum()), 0, "pixels", note)]
+    return [*out, result(*who, f"{name} intra-prompt", value, int(first.sum()), 0, "pixels", "images of one cell")]
 
 
 def equity(rows: Sequence[dict], names: Sequence[str], metric: str) -> list[dict]:

@@ -65,16 +65,32 @@ def is_p_value(metric: pd.Series) -> pd.Series:
     return metric.str.startswith("p (")
 
 
+def with_unseen(frame: pd.DataFrame) -> pd.DataFrame:
+    """The results and, of every seed, accuracy and KID of held-out cells minus those of seen ones: stage "unseen".
+
+    Of one training both, so over several seeds they are paired; no interval of their own.
+    """
+    here = frame[(frame["group_kind"] == "held_out") & frame["value"].notna()]
+    here = here[(here["stage"] + " " + here["metric"]).isin(["alignment accuracy", "quality KID"])]
+    same = ["dataset", "seed", "method", "setting", "metric", "extractor"]
+    held, seen = (here[here["group"] == group] for group in ("held_out", "seen"))
+    pair = held.merge(seen[[*same, "value", "n"]], on=same, suffixes=("", "_b"))
+    pair = pair.assign(value=pair["value"] - pair["value_b"], lo=np.nan, hi=np.nan, stage="unseen", note="",
+                       group_kind="overall", group="", n=pair[["n", "n_b"]].min(axis=1))  # fmt: skip
+    return pd.concat([frame, pair[list(record.RESULT_COLUMNS)]], ignore_index=True) if len(pair) else frame
+
+
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per number (COLUMNS): mean, standard deviation (n - 1), number of seeds, 95 % interval, smallest n.
 
     The interval of one seed is the one that its row brought (resampled patients); of two or more it is Student's
-    interval of the seeds' values, mean +- t(n - 1) std / sqrt(n): how the mean moves with other trainings. p-values
+    interval of the seeds' values, mean +- t(n - 1) std / sqrt(n): how the mean moves with other trainings. Where all
+    seeds give one value it would be a point, as if that were certain: there the rows' own interval stays. p-values
     of several seeds give twice their mean, at most 1, which is a p-value whatever their dependence (Rueschendorf
-    1982). For several seeds differences between methods are added. Notes that differ between seeds:
+    1982). For several seeds differences between methods, and of held-out from seen cells, are added. Notes that differ:
     `note_of_one_seed`. ValueError when a seed holds a number twice.
     """
-    frame = with_differences(frame) if frame["seed"].nunique() > 1 else frame
+    frame = with_unseen(with_differences(frame)) if frame["seed"].nunique() > 1 else frame
     twice = frame.duplicated([*IDENTITY, "seed"])
     if twice.any():
         raise ValueError(f"the results hold a number twice: {frame.loc[twice.idxmax(), IDENTITY].to_dict()}")
@@ -86,8 +102,9 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     many = table["seeds"] > 1
     p = many & is_p_value(table["metric"])
     half = stats.t.ppf(0.975, (table["seeds"] - 1).where(many)) * table["std"] / np.sqrt(table["seeds"])
-    table["lo"] = table["lo"].where(~many, table["value"] - half)
-    table["hi"] = table["hi"].where(~many, table["value"] + half)
+    vary = many & (table["std"] > 1e-9 * table["value"].abs())
+    table["lo"] = table["lo"].where(~vary, table["value"] - half)
+    table["hi"] = table["hi"].where(~vary, table["value"] + half)
     table.loc[p, "value"] = np.minimum(2 * table.loc[p, "value"], 1)
     table.loc[p, ["std", "lo", "hi"]] = np.nan
     return table[COLUMNS]
@@ -232,6 +249,16 @@ def apart(x: dict, y: dict) -> bool:
     """Do two intervals not touch? A number without interval is a point; equal values are never apart."""
     (x_lo, x_hi), (y_lo, y_hi) = ((r["lo"], r["hi"]) if has_interval(r) else (r["value"],) * 2 for r in (x, y))
     return bool(x_lo > y_hi or y_lo > x_hi)
+
+
+def ranks(results: pd.DataFrame, metric: str, method: str) -> bool | None:
+    """Can a distance of stage "quality" rank a method? Only between clear ends: the autoencoder's clearly below it, the
+    untrained model's clearly above; None where one of the three is missing."""
+    ours, vae, untrained = (Item("quality", metric).of(results, m) for m in (method, "vae", "untrained"))
+    if not known(ours, vae, untrained):
+        return None
+    between = vae["value"] < ours["value"] < untrained["value"]
+    return bool(between and apart(ours, vae) and apart(ours, untrained))
 
 
 def reads(judge: dict, chance: dict) -> bool:

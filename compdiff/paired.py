@@ -46,10 +46,13 @@ def fid(sets: Sequence[ImageSet], ref: Reference, halves: Mapping[str, Halves | 
 
 def accuracy(sets: Sequence[ImageSet], ref: Reference, predicted: Mapping[str, Mapping[str, np.ndarray]],
              resamples: int, seed: int) -> list[dict]:  # fmt: skip
-    """Of the mean accuracy over attributes, over the same resampled patients. predicted: by method."""
-    of = {}
+    """Of each attribute, and of their mean, over the same resampled patients. predicted: by method."""
+    of: dict[str, dict[str, tuple[float, np.ndarray]]] = {}  # metric -> method -> value, resampled values
     for s in sets:
-        h = np.mean(list(correct(predicted[s.method], ref.rows.iloc[s.at], ref).values()), axis=0)
-        of[s.method] = (h.mean(), stats.mean(h, draws(s, ref, resamples, seed)[0].counts()))
-    n = len(ref.rows)
-    return [row(a, "accuracy", b, stats.difference(*of[a], *of[b]), n, 0, JUDGE) for a, b in combinations(of, 2)]
+        hits = correct(predicted[s.method], ref.rows.iloc[s.at], ref)
+        hits = {"accuracy": np.mean(list(hits.values()), axis=0)} | {f"accuracy:{k}": h for k, h in hits.items()}
+        counts = draws(s, ref, resamples, seed)[0].counts()
+        for metric, h in hits.items():
+            of.setdefault(metric, {})[s.method] = (h.mean(), stats.mean(h, counts))
+    return [row(a, metric, b, stats.difference(*one[a], *one[b]), len(ref.rows), 0, JUDGE)
+            for metric, one in of.items() for a, b in combinations(one, 2)]  # fmt: skip

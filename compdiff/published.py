@@ -28,6 +28,7 @@ SEX_NAMES = (
     "The reference metric code and its labels disagree on sex: Male and Female may be swapped in the published columns."
 )
 OUTSIDE = {"FID-RadImageNet": ("FID", "radimagenet"), "BioViL": ("cosine paired", "biovil")}  # of stage "judges"
+DISTANCES = ("FID", "KID")  # that rank only between clear ends
 WHY_NOT = {
     "FID-RadImageNet": "RadImageNet features were not computed; FID of another extractor is another quantity",
     "BioViL": "the judge BioViL was not run",
@@ -156,7 +157,8 @@ VERDICTS = ("agrees", "disagrees", "within our noise", "agrees, no claim", "disa
 
 
 def judged(published_sign: int, found: frames.Verdict, ineligible: bool = False) -> str:
-    """One of VERDICTS for the sign of a minus b in print and ours; no claim: we have no interval, or too few images."""
+    """One of VERDICTS for the sign of a minus b in print and ours; no claim: we have no interval, too few images, or a
+    distance that cannot rank these methods."""
     if not published_sign:
         return "equal in print"
     if found.word == "within noise":
@@ -208,8 +210,10 @@ def pair(results: pd.DataFrame, item: Item | str, a: str, b: str, printed: float
     if found.paired is not None:
         out |= {k: found.paired[k] for k in ("lo", "hi")} | {"ours": found.paired["value"]}
     note = next((r["note"] for r in rows if r["note"].startswith("ineligible")), "")
-    rests = "; ".join(filter(None, [item.metric, found.rests_on, note]))
-    return out | {"verdict": judged(sign, found, bool(note)), "rests on": rests}
+    distance = item.metric.removeprefix("ES-") if item.stage == "quality" else ""
+    unclear = distance in DISTANCES and any(frames.ranks(results, distance, m) is False for m in (a, b))
+    rests = "; ".join(filter(None, [item.metric, found.rests_on, note, f"{distance} cannot rank here" * unclear]))
+    return out | {"verdict": judged(sign, found, bool(note) or unclear), "rests on": rests}
 
 
 def tally(pairs: pd.DataFrame, reading: str) -> pd.DataFrame:

@@ -147,7 +147,7 @@ def hearts_block(figures: Path = paths.FIGURES) -> str:
 def budget(root: Path, dataset: str, seeds: Sequence[int]) -> pd.DataFrame:
     """What one dataset's run took, from its notebooks' run.json: stage, runs, steps, images, minutes, peak memory.
 
-    steps: optimiser steps of all its trainings; images: made (01, 05) or seen in training (steps x batch). A notebook
+    steps: optimiser steps of its generators' trainings (no judge, no classifier); images: made (01, 05) or seen in training (steps x batch). A notebook
     that found its trainings finished counts with the minutes that they took.
     """
     rows = []

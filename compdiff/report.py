@@ -75,11 +75,18 @@ def difference_lines(table: pd.DataFrame) -> list[str]:
 
 
 def word_against_real(results: pd.DataFrame, row: dict) -> tuple[str, str]:
-    """(above | below | within noise | cannot be said, by what): by the adjusted p-value, else by the interval."""
+    """(above | below | within noise | cannot be said, by what): by the adjusted p-value, else by the interval.
+
+    Of several seeds by both: p knows of other test patients, the seeds' interval of other trainings.
+    """
     p = p_row(results, row["metric"], [row["method"]], row["setting"])
+    word = frames.word_of(row)
     if p is None:
-        return frames.word_of(row), "interval"
-    return "within noise" if p["value"] >= ALPHA else "above" if row["value"] > 0 else "below", "p"
+        return word, "interval"
+    if row["seeds"] > 1 and word == "within noise":
+        return word, "p and interval"
+    by = "p and interval" if row["seeds"] > 1 else "p"
+    return "within noise" if p["value"] >= ALPHA else "above" if row["value"] > 0 else "below", by
 
 
 def downstream_lines(results: pd.DataFrame) -> list[str]:
@@ -88,7 +95,8 @@ def downstream_lines(results: pd.DataFrame) -> list[str]:
     here = here[(here["group"] == "") & ~frames.is_p_value(here["metric"])]
     if here.empty:
         return []
-    rule = f"By the p-value adjusted by Holm ({ALPHA:g}) where there is one (by p), else by the interval (holds it 0?)."
+    rule = (f"By the p-value adjusted by Holm ({ALPHA:g}) where there is one (by p), else by the interval (holds it "
+            "0?); of several seeds by both.")  # fmt: skip
     if (here["setting"] == CHANCE).any():
         rule += (f" {CHANCE} is 1a once more with other seeds, so its difference is what chance alone makes: it is "
                  "counted nowhere, and differences that are no larger say so. A larger one has beaten one draw of "
@@ -132,7 +140,7 @@ def published_lines(pairs: pd.DataFrame) -> list[str]:
     if pairs.empty:
         return [*lines, f"{NOT_AVAILABLE}: no published number for this kind of image.", ""]
     lines += [f"Signs of the differences between {', '.join(TITLES[m] for m in published.METHOD.values())}. No claim: "
-              "without interval, or too few images.", ""]  # fmt: skip
+              "without interval, too few images, or a distance that cannot rank here.", ""]  # fmt: skip
     for reading in pairs["reading"].unique():
         lines.append(f"- {reading}:")
         for name, row in published.tally(pairs, reading).iterrows():

@@ -26,6 +26,12 @@ def apart_by(x: dict, y: dict) -> dict[str, object]:
     return {"value": value, "lo": value - down, "hi": value + up}
 
 
+def fall(results: pd.DataFrame, method: str, metric: str, held: dict, seen: dict) -> dict[str, object]:
+    """Held-out minus seen: of several seeds paired by training (`frames.with_unseen`), of one by `apart_by`."""
+    paired = Item("unseen", metric, extractor=held["extractor"]).of(results, method)
+    return paired if frames.has_interval(paired) else apart_by(held, seen)
+
+
 def with_n(row: dict | None) -> str:
     return said(row) + (f", n = {row['n']:.0f}" if frames.known(row) and pd.notna(row["n"]) else "")
 
@@ -52,7 +58,7 @@ def composes(results: pd.DataFrame, method: str) -> tuple[str, str]:
         return "cannot be said", NOT_AVAILABLE
     if frames.known(chance) and seen["lo"] <= chance["value"]:
         return "cannot be said", "in seen cells, too, no better than shuffled attributes"
-    found = apart_by(held, seen)
+    found = fall(results, method, "accuracy", held, seen)
     why = f"accuracy {with_n(held)}, against {with_n(seen)}: difference {said(found)}"
     if found["hi"] < 0:
         return "falls short", why
@@ -64,7 +70,7 @@ def distance_words(results: pd.DataFrame, method: str) -> str:
     held, seen = (Item("quality", "KID", "held_out", g).of(results, method) for g in GROUPS)
     if not all(frames.known(r) and frames.has_interval(r) for r in (held, seen)):
         return ""
-    found = apart_by(held, seen)
+    found = fall(results, method, "KID", held, seen)
     word = {"above": "worse", "below": "better"}.get(frames.word_of(found), "within noise")
     return f"; KID {word}: difference {said(found)}"
 

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -353,6 +354,32 @@ def test_a_difference_to_a_worse_set_is_below_and_to_itself_is_noise(ref):
     words = {(r["method"], r["metric"]): frames.word_of(r) for r in rows}
     assert words == {(a, f"{metric} minus {b}"): word for metric in ("KID", "FID") for a, b, word in (
         ("hcn", "text", "below"), ("hcn", "flat", "within noise"), ("text", "flat", "above"))}  # fmt: skip
+
+
+def test_paired_accuracies_are_those_of_every_attribute_and_of_their_mean(ref):
+    """Two methods that err on the same patients: right answers by hand, and a twin differs by exactly nothing."""
+    truth = {a.name: np.eye(len(a.categories))[[a.categories.index(v) for v in ref.rows[a.name]]] for a in (AGE, SEX)}
+    worse = truth | {"sex": np.where((np.arange(len(ref.rows)) % 4 == 0)[:, None], 1 - truth["sex"], truth["sex"])}
+    sets = [fake(ref), fake(ref, "flat"), fake(ref, "text")]
+    rows = paired.accuracy(sets, ref, {"hcn": truth, "flat": truth, "text": worse}, 50, 0)
+    found = {(r["method"], r["metric"]): r for r in rows}
+    assert len(found) == 3 * 3 and {r["extractor"] for r in rows} == {"judge"}
+    share = np.mean(np.arange(len(ref.rows)) % 4 == 0)
+    for metric, lost in (("accuracy:sex", share), ("accuracy:age", 0), ("accuracy", share / 2)):
+        assert found["hcn", f"{metric} minus text"]["value"] == pytest.approx(lost)
+        assert found["hcn", f"{metric} minus flat"]["lo"] == found["hcn", f"{metric} minus flat"]["hi"] == 0
+    assert found["hcn", "accuracy:sex minus text"]["lo"] > 0.1
+
+
+def test_diversity_goes_by_cells_whatever_words_a_prompt_has(ref):
+    """One by one over all pairs of the first four images of each cell."""
+    s = fake(ref)
+    row = value(evaluate.similarity(s, ref, evaluate.draws(s, ref, 10, 0)[0]), "MS-SSIM-2 intra-prompt")
+    means = []
+    for cell in sorted(set(ref.rows["cell"])):
+        first = s.images[np.flatnonzero(ref.rows["cell"] == cell)[:4]]
+        means.append(np.mean([metrics.ms_ssim(a[None], b[None], 2)[0] for a, b in combinations(first, 2)]))
+    assert row["value"] == pytest.approx(np.mean(means)) and row["note"] == "images of one cell"
 
 
 def test_a_paired_fid_difference_has_the_spread_of_fresh_requests():

@@ -21,6 +21,31 @@ def test_seeds_are_averaged_and_counted():
     assert rendering.shown({**row, "column": "FID", "key": "text", "n": np.nan}) == "21.0 (1.00)"
 
 
+def test_seeds_of_one_value_keep_the_interval_of_their_rows():
+    """Three copies of the share 0 are no certainty: Jeffreys' end stays; where seeds differ it is Student's, however narrow."""
+    row = made_up().iloc[0].to_dict() | {"metric": "suspected copies", "value": 0.0, "lo": 0.0, "hi": 0.005}
+    alike = frames.over_seeds(record.results([row | {"seed": s, "hi": 0.005 + s / 1000} for s in range(3)]))
+    (same,) = alike[alike["metric"] == "suspected copies"].to_dict("records")
+    assert (same["value"], same["lo"], same["hi"], same["std"], same["seeds"]) == (0, 0, 0.007, 0, 3)
+    (differ,) = frames.over_seeds(record.results([row | {"seed": s, "value": s / 1000} for s in range(3)])).to_dict("records")
+    wanted = stats.seeds_interval(np.array([0.0, 0.001, 0.002]))
+    assert (differ["lo"], differ["hi"]) == pytest.approx((wanted.lo, wanted.hi))
+
+
+def test_a_distance_ranks_between_clear_ends_only():
+    def results(vae, ours, untrained, half=1.0):
+        row = made_up().iloc[0].to_dict() | {"stage": "quality", "metric": "FID"}
+        of = {"vae": vae, "hcn": ours, "untrained": untrained}
+        return frames.over_seeds(record.results([row | {"method": m, "value": v, "lo": v - half, "hi": v + half}
+                                                 for m, v in of.items() if v]))  # fmt: skip
+
+    assert frames.ranks(results(10, 20, 30), "FID", "hcn") is True
+    for ends in ((19, 20, 30), (10, 20, 21), (25, 20, 30), (10, 20, 15)):
+        assert frames.ranks(results(*ends), "FID", "hcn") is False
+    assert frames.ranks(results(None, 20, 30), "FID", "hcn") is None
+    assert frames.ranks(results(10, 20, 30), "KID", "hcn") is None
+
+
 def test_a_seed_without_a_number_is_not_counted():
     two = made_up((0, 1))
     gone = (two["seed"] == 1) & (two["method"] == "text") & (two["metric"] == "KID") & (two["group_kind"] == "overall")

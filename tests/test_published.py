@@ -9,6 +9,7 @@ from test_tables import SCHEMA, made_up
 
 from compdiff import frames, published, record, rendering, tables
 from compdiff.attributes import SCHEMAS
+from compdiff.frames import Item
 
 RESULTS = frames.over_seeds(made_up())
 
@@ -111,8 +112,9 @@ def test_ms_ssim_stands_under_both_readings_with_a_direction_each():
 
 # --- directions -------------------------------------------------------------------------------------------------------
 def with_fid(values, half=1.0, group=("overall", "")):
-    """Results in which FID of one group is as given, {method: value}."""
+    """Results in which FID of one group is as given, {method: value}; no controls say whether it can rank."""
     frame = made_up(cells=group[0] == "cell")
+    frame = frame[~frame["method"].isin(["vae", "untrained"])]
     for method, value in values.items():
         where = (frame["metric"] == "FID") & (frame["method"] == method)
         where &= (frame["group_kind"] == group[0]) & (frame["group"] == group[1])
@@ -139,6 +141,23 @@ def test_directions_by_hand():
     bare = verdicts(with_fid({"text": 30, "fairdiffusion": 20, "hcn": 40}, half=np.nan), "FID", "overall")
     assert list(bare.values()) == ["agrees, no claim", "disagrees, no claim", "disagrees, no claim"]
     assert verdicts(RESULTS, "race accuracy", "overall")["text", "fairdiffusion"] == "equal in print"
+
+
+def test_a_distance_that_cannot_rank_supports_no_claim():
+    values = {"text": 30, "fairdiffusion": 20, "hcn": 10}
+    rows = with_fid(values)
+    end = Item("quality", "FID").of(rows, "text")
+    ends = lambda vae, untrained: pd.DataFrame([end | {"method": m, "value": v, "lo": v - 1, "hi": v + 1}  # noqa: E731
+                                                for m, v in (("vae", vae), ("untrained", untrained))])  # fmt: skip
+    clear = verdicts(pd.concat([rows, ends(1, 99)]), "FID", "overall")
+    assert set(clear.values()) == {"agrees"}
+    unclear = pd.concat([rows, ends(15, 99)])  # the autoencoder's is above HCN's
+    assert verdicts(unclear, "FID", "overall") == {
+        ("text", "fairdiffusion"): "agrees", ("text", "hcn"): "agrees, no claim", ("fairdiffusion", "hcn"): "agrees, no claim"
+    }  # fmt: skip
+    table = published.directions(unclear, SCHEMA, "chest")
+    here = table[(table["metric"] == "FID") & (table["group"] == "overall")]
+    assert (here["rests on"].str.contains("FID cannot rank here") == here["b"].eq("hcn")).all()
 
 
 def test_both_readings_of_the_sex_names():

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 from test_tables import made_up
 
 from compdiff import frames, unseen
@@ -25,6 +26,21 @@ def test_words_follow_the_intervals(numbers, word):
     results = accuracy(*numbers)
     assert unseen.composes(results, "hcn")[0] == word
     assert any(f"HCN (CompDiff): **{word}**" in line for line in unseen.composition_lines(results))
+
+
+def test_several_trainings_are_compared_training_by_training():
+    """Against scipy's one-sample interval: a fall that each training shows is a fall, though the levels vary more."""
+    row = made_up().iloc[0].to_dict() | {"stage": "alignment", "metric": "accuracy", "group_kind": "held_out", "method": "hcn"}
+    seen, fall = np.array([0.6, 0.7, 0.8]), np.array([0.10, 0.11, 0.105])
+    rows = [row | {"seed": s, "group": g, "value": v, "lo": v - 0.2, "hi": v + 0.2, "n": n}
+            for s in range(3) for g, v, n in (("seen", seen[s], 90), ("held_out", seen[s] - fall[s], 60))]  # fmt: skip
+    results = frames.over_seeds(pd.DataFrame(rows))
+    (found,) = results[results["stage"] == "unseen"].to_dict("records")
+    ends = ttest_1samp(-fall, 0).confidence_interval()
+    assert (found["lo"], found["hi"], found["n"]) == pytest.approx((ends.low, ends.high, 60))
+    assert unseen.composes(results, "hcn")[0] == "falls short"
+    alone = frames.over_seeds(pd.DataFrame([r for r in rows if r["seed"] == 0]))
+    assert not alone["stage"].eq("unseen").any() and unseen.composes(alone, "hcn")[0] == "within noise"
 
 
 def test_a_mean_over_what_the_judge_cannot_read_says_nothing():
