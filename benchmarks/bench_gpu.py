@@ -2,7 +2,7 @@
 
 Ours is the project's loop with HCN on cached latents and text. Plain is a diffusers-style step: AdamW, clipping, no
 EMA, the frozen text encoder in each step, the VAE too where it says "encode". Model FLOP utilisation counts 2.41 TFLOP
-per image, which only full fine-tuning does, over --peak. Writes benchmarks/results/gpu.csv row by row.
+per image, which only full fine-tuning does, over the card's peak (PEAKS, or --peak). Writes benchmarks/results/gpu.csv row by row.
     python benchmarks/bench_gpu.py
     python benchmarks/bench_gpu.py --narrow --batches 2 --steps 1 --out FILE   # a tenth of the width, on a CPU
 """
@@ -24,6 +24,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -32,6 +33,7 @@ from compdiff.attributes import SCHEMAS
 from compdiff.config import Config, settings
 from compdiff.latents import Latents
 
+PEAKS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}  # word of a card's name -> TFLOP/s, dense bf16 (SXM)
 TFLOP = 2.41  # forward and backward of the UNet for one 512 x 512 image, 77 + 1 tokens
 SCHEMA = SCHEMAS["chest"]
 Maker = Callable[[Path, str], Callable[[], object]]  # scratch folder, device -> the call that is timed
@@ -180,7 +182,8 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, str, int, Maker]]:
 
 
 def measured(what: str, batch: int, make: Maker, args: argparse.Namespace) -> dict:
-    """Images per second, utilisation and peak memory of one case, or the note that it ran out of memory."""
+    """Images per second, utilisation (empty where nobody knows the peak) and peak memory of one case, or the note that
+    it ran out of memory or was not compiled."""
     device = torch.device(args.device)
     gc.collect()
     if device.type == "cuda":
@@ -192,12 +195,19 @@ def measured(what: str, batch: int, make: Maker, args: argparse.Namespace) -> di
             speed = batch / seconds(make(Path(folder), args.device), device, steps, warm)
     except torch.cuda.OutOfMemoryError:
         return {"note": "out of memory"}
+    except BackendCompilerFailed as error:
+        return {"note": f"not compiled: {str(error.inner_exception).splitlines()[0]}"}
     counted = what.startswith("training, full") and not args.narrow
     return {
         "images_per_s": speed,
-        "flop_utilisation": speed * TFLOP / args.peak if counted else None,
+        "flop_utilisation": speed * TFLOP / args.peak if counted and args.peak else None,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
     }
+
+
+def peak_of(card: str) -> float:
+    """TFLOP/s of a card by its name, 0 where PEAKS does not know it."""
+    return next((peak for word, peak in PEAKS.items() if word in card), 0.0)
 
 
 def main(words: list[str]) -> None:
@@ -206,7 +216,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps; sampling is timed once")
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--images", type=int, default=16, help="images drawn at once")
-    parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s, dense bf16; default: H100 and H200 SXM")
+    parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s, dense bf16; default: the card's in PEAKS")
     parser.add_argument("--narrow", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default="", help="only rows whose name holds this")
@@ -214,7 +224,8 @@ def main(words: list[str]) -> None:
     args = parser.parse_args(words)
     if args.device != "cuda" and not args.narrow:
         parser.error("no GPU here: --narrow tries the benchmark without one, its numbers mean nothing")
-    about = {"device": record.accelerator(), "command": " ".join(["bench_gpu.py", *words]), **record.versions()}
+    args.peak = args.peak or peak_of(record.accelerator())
+    about = {"device": record.accelerator(), "peak_tflops": args.peak or None, "command": " ".join(["bench_gpu.py", *words]), **record.versions()}
     rows = []
     for what, whose, batch, make in cases(args):
         if args.only in what:

@@ -28,8 +28,9 @@ def page(table: pd.DataFrame) -> str:
         "change; the diffusers-style step does none of this, but for the row that says clip + EMA, and it never has an "
         "HCN. Only the first batch is judged, as a rule the demo's.", "",
         "KID: images for test prompts against the real images of these prompts "
-        f"[95 % by {RESAMPLES:,} patient bootstraps], and the difference; lower is better, and the goal is that the "
-        "difference's interval reaches down to 0. Both samplers have the weights of one training of "
+        f"[95 % by {RESAMPLES:,} patient bootstraps], and the difference; lower is better, and the goal is only that the "
+        "difference's interval reaches down to 0: ours is not shown to be worse, and the upper end says how much worse it "
+        "may be. Both samplers have the weights of one training of "
         f"{first['trained_steps']:,} steps: they are judged, not the model.", "",
         *markdown(header, told), *ceiling(table), *hours(table),
     ])  # fmt: skip

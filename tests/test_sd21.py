@@ -1,5 +1,6 @@
 """Stable Diffusion 2.1's exact layout: counts and shapes at full size, the whole path at a tenth of the width."""
 
+import argparse
 import json
 import re
 import runpy
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils.flop_counter import FlopCounterMode
 
 from compdiff import base, datasets, diffusion, export, latents, methods, paths, sample, untrained
@@ -195,3 +197,22 @@ def test_without_a_gpu_full_size_is_refused(capsys):
     with pytest.raises(SystemExit):
         BENCH.main(["--device", "cpu"])
     assert "no GPU here" in capsys.readouterr().err
+
+
+def test_utilisation_is_over_the_cards_own_peak_or_not_told():
+    assert [BENCH.peak_of(card) for card in ("NVIDIA H200", "NVIDIA A100-SXM4-80GB", "none")] == [989, 312, 0]
+    make = lambda folder, device: lambda: sum(range(100_000))  # noqa: E731
+    args = argparse.Namespace(device="cpu", steps=1, warm=0, narrow=False, peak=312.0)
+    found = BENCH.measured("training, full", 6, make, args)
+    assert found["flop_utilisation"] == pytest.approx(found["images_per_s"] * 2.41 / 312)
+    args.peak = 0.0
+    assert BENCH.measured("training, full", 6, make, args)["flop_utilisation"] is None
+
+
+def test_a_case_that_cannot_be_compiled_does_not_end_the_others():
+    def broken():
+        raise BackendCompilerFailed(torch.compile, RuntimeError("No working C++ compiler found"), None)
+
+    args = argparse.Namespace(device="cpu", steps=1, warm=0, narrow=True, peak=0.0)
+    found = BENCH.measured("training, full, compiled", 6, lambda folder, device: broken, args)
+    assert found == {"note": "not compiled: No working C++ compiler found"}
