@@ -1,5 +1,5 @@
-"""Downstream classifiers: who gains and who is served less, whether a predicted probability means what it says, and what
-a curve or a gap does not say (lesson 07)."""
+"""Downstream classifiers: who gains and who is served less, whether a predicted probability means what it says, and
+what a curve or a gap does not say (lesson 07)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from compdiff.tables import downstream_title
 WHOLE = ("macro AUROC", "underdiagnosis")  # a row of panels each
 SHORT = {"macro AUROC": "AUROC", "gap macro AUROC": "gap", "underdiagnosis": "underdiagnosis",
          "gap underdiagnosis": "gap"}  # fmt: skip
+OVERLAID = ((PALETTE[5], 6.0), (PALETTE[1], 3.5), (PALETTE[7], 1.0))  # colour, width: all are seen where lines coincide
 TEST = ("test", "zero_shot")  # splits of predictions.csv on which classifiers are judged
 PER_BIN, MAX_BINS = 20, 10  # images at least, and bins at most, of a reliability diagram
 
@@ -174,11 +175,15 @@ def ranking(y: np.ndarray, cases: Mapping[str, tuple[np.ndarray, np.ndarray | No
 
     y: 0/1 labels [n]; cases: scores [n] in [0, 1] and counts (or None) as `curves` takes them. Dots: the threshold 0.5
     (hollow) and that of the largest F1. The areas below the lines drawn are AUROC (slanted at ties) and AUPRC (steps).
+    ValueError for more than three cases.
     """
-    fig = figure(PAGE, 1.0 + 0.95 * max(3, len(cases)))
+    if len(cases) > len(OVERLAID):
+        raise ValueError(f"{len(cases)} cases on top of each other cannot be told apart; at most {len(OVERLAID)}")
+    fig = figure(PAGE, 3.8)
     grid = fig.add_gridspec(len(cases), 3)
     roc, pr = (fig.add_subplot(grid[:, k]) for k in (1, 2))
     for i, (name, (p, counts)) in enumerate(cases.items()):
+        colour, width = OVERLAID[i]
         found, weight = curves(y, p, counts), stats.checked(y, p, counts)[2][0]
         best = found.loc[found["f1"].idxmax()]
         half = found[found["cut"] >= 0.5].tail(1)  # empty: nobody is called
@@ -190,15 +195,14 @@ def ranking(y: np.ndarray, cases: Mapping[str, tuple[np.ndarray, np.ndarray | No
         ax.axvline(best["cut"], color="black", lw=1)
         ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
         ax.set_title(f"{name}\nF1: {half['f1'].sum():.2f} at 0.5; {best['f1']:.2f} at {best['cut']:.2g}", fontsize=7)
-        look = {"color": PALETTE[i], "lw": 1.2 + 2.5 * (len(cases) - 1 - i)}  # the first widest: what coincides is seen
         area, precise = stats.auroc(y, p, counts)[0], stats.auprc(y, p, counts)[0]
-        roc.plot([0, *found["fpr"]], [0, *found["recall"]], label=f"{name}: AUROC {area:.2f}", **look)
-        pr.step([0, *found["recall"]], [found["precision"][0], *found["precision"]], where="pre",
-                label=f"{name}: AUPRC {precise:.2f}", **look)  # fmt: skip
-        pr.axhline(found["precision"].iloc[-1], color=PALETTE[i], lw=0.8, ls=":")
+        roc.plot([0, *found["fpr"]], [0, *found["recall"]], label=f"{name}: AUROC {area:.2f}", color=colour, lw=width)
+        pr.step([0, *found["recall"]], [found["precision"][0], *found["precision"]], where="pre", color=colour,
+                lw=width, label=f"{name}: AUPRC {precise:.2f}")  # fmt: skip
+        pr.axhline(found["precision"].iloc[-1], color=colour, lw=1, ls=":")
         for curve, across, up in ((roc, "fpr", "recall"), (pr, "recall", "precision")):
-            curve.plot(half[across], half[up], "o", ms=7, mfc="white", mec=PALETTE[i], zorder=3)
-            curve.plot(best[across], best[up], "o", ms=4, color=PALETTE[i], mec="black", zorder=4)
+            curve.plot(half[across], half[up], "o", ms=7, mfc="white", mec=colour, mew=2, zorder=3)
+            curve.plot(best[across], best[up], "o", ms=4, color=colour, mec="black", zorder=4)
     ax.set_xlabel(f"score, {label}")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.8), ncols=2, handlelength=1)
     roc.axline((0, 0), slope=1, color=GREY, lw=0.8, ls=":")
@@ -214,9 +218,9 @@ def chance_gaps(y: np.ndarray, p: np.ndarray, group: np.ndarray, times: int,
                 seed: int) -> tuple[list[str], float, np.ndarray] | None:  # fmt: skip
     """Largest minus smallest AUROC between groups -> (eligible groups, the gap, `times` gaps of exchanged names).
 
-    y, p [n] as above, group [n] its names, one row per patient. Names are exchanged among the ill and among the healthy,
-    so that every group keeps its numbers of both: what is left is what means nothing. Rows of ineligible groups take no
-    part; None with fewer than two eligible ones.
+    y, p [n] as above, group [n] its names, one row per patient. Names are exchanged among the ill and among the
+    healthy, so that every group keeps its numbers of both: what is left is what means nothing. Rows of ineligible
+    groups take no part; None with fewer than two eligible ones.
     """
     names = [g for g in np.unique(group) if not fairness.auroc_note(y[group == g])]
     if len(names) < 2:
@@ -243,7 +247,8 @@ def gaps_by_chance(found: Mapping[str, tuple[list[str], float, np.ndarray]], wha
         p = (1 + (drawn >= gap).sum()) / (1 + len(drawn))
         ax.hist(drawn, 30, (0, most), color=GREY, alpha=0.7)
         ax.axvline(gap, color=PALETTE[3], lw=2)
-        ax.set(xlim=(0, None), title=f"{attribute}, {len(names)} groups: gap {gap:.3f}\np = {p:.2g}; by chance {np.median(drawn):.3f}")
+        beside = f"p = {p:.2g}; by chance {np.median(drawn):.3f}"
+        ax.set(xlim=(0, None), title=f"{attribute}, {len(names)} groups: gap {gap:.3f}\n{beside}")
     for ax in axes[len(found) :]:
         ax.axis("off")
     axes[0].set(ylabel="exchanges")
