@@ -14,7 +14,6 @@ from compdiff import scores
 from compdiff.frames import TITLES
 from compdiff.plots import COLOUR, GREY, MARKER, PAGE, absent, error, figure, intervals_of, styled
 from compdiff.rendering import number
-from compdiff.stats import jeffreys
 from compdiff.tables import downstream_title
 
 WHOLE = ("macro AUROC", "underdiagnosis")  # a row of panels each
@@ -96,13 +95,17 @@ def labels_of(table: pd.DataFrame) -> list[str]:
     return sorted(names, key=lambda n: -min(table[f"y_{n}"].sum(), (1 - table[f"y_{n}"]).sum()))
 
 
-def reliability_bins(y: np.ndarray, p: np.ndarray) -> pd.DataFrame:
+def reliability_bins(y: np.ndarray, p: np.ndarray, patients: np.ndarray | None = None) -> pd.DataFrame:
     """Predictions in bins of equal count: columns p (mean prediction), value, lo, hi (share of positives, Jeffreys), n.
 
     y: 0/1 [n], p: [n]. At least PER_BIN images a bin, at most MAX_BINS bins; equal predictions stay in one bin.
+    patients [n]: whose images they are; the interval of a bin with fewer patients than images is that of as many trials
+    as patients (`scores.rate_interval`).
     """
-    found = scores.reliability(y, p, int(np.clip(len(p) // PER_BIN, 1, MAX_BINS)), "mass")
-    rates = [jeffreys(round(share * n), n) for share, n in zip(found.observed, found.n, strict=True)]
+    bins = int(np.clip(len(p) // PER_BIN, 1, MAX_BINS))
+    found, member = scores.reliability(y, p, bins, "mass"), scores.calibration_bins(p, bins, "mass")
+    whose = np.arange(len(p)) if patients is None else np.asarray(patients)
+    rates = [scores.rate_interval(y[member == b], whose[member == b]) for b in np.unique(member)]
     return pd.DataFrame({"p": found.predicted, "value": found.observed, "lo": [r.lo for r in rates],
                          "hi": [r.hi for r in rates], "n": found.n})  # fmt: skip
 
@@ -130,7 +133,7 @@ def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], kind: str, seed:
         said = []
         for method in sorted(own, key=lambda m: list(TITLES).index(m) if m in TITLES else len(TITLES)):
             y, p = own[method][f"y_{label}"].to_numpy(), own[method][f"p_{label}"].to_numpy(float)
-            bins = reliability_bins(y, p)
+            bins = reliability_bins(y, p, own[method]["patient"].to_numpy())
             bars = np.clip([bins["value"] - bins["lo"], bins["hi"] - bins["value"]], 0, None)
             look = {"color": COLOUR.get(method, GREY), "marker": MARKER.get(method, "*")}
             handles[method] = ax.errorbar(bins["p"], bins["value"], yerr=bars, lw=0.9, ms=3.5, elinewidth=0.4, **look)
