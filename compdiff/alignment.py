@@ -57,18 +57,21 @@ def findings(s: ImageSet, rows: pd.DataFrame, predicted: Mapping[str, np.ndarray
     """AUROC of each requested 0/1 finding; column j of predicted["labels"] [n, L] is the score of labels[j].
 
     mean: name of one more row, the mean over the eligible findings; a resample's value is the mean of the findings'
-    values in that resample, which draws the same patients for all.
+    values in that resample, which draws the same patients for all. A finding must be eligible among the patients of the
+    requests, so that all methods are judged on the same ones, and among those whose images are resampled.
     """
-    out, eligible = [], {}
+    out, eligible, notes = [], {}, {}
+    asked = rows["patient"].to_numpy()
     for j, label in enumerate(labels):
         y, p = rows[f"y_{label}"].to_numpy(), predicted["labels"][:, j]
-        note, value = fairness.auroc_note(y), None
+        note, value = fairness.auroc_note(y, asked) or fairness.auroc_note(y, s.patients), None
+        notes[label] = [note]
         if not note:
             eligible[label] = np.r_[stats.auroc(y, p), stats.auroc(y, p, counts)]
             value = stats.logit_interval(eligible[label][0], eligible[label][1:])
         out.append(result(stage, s.method, ("overall", ""), f"AUROC:{label}", value, len(y), 0, extractor, note))
     if mean and eligible:
-        values, note = np.mean(list(eligible.values()), axis=0), f"mean of {', '.join(eligible)}"
+        values, note = np.mean(list(eligible.values()), axis=0), fairness.mean_note(list(eligible), notes)
         value = stats.logit_interval(values[0], values[1:])
         out.append(result(stage, s.method, ("overall", ""), mean, value, len(rows), 0, extractor, note))
     return out

@@ -31,7 +31,7 @@ def against_real(tables: Mapping[Name, pd.DataFrame], labels: Sequence[str], res
         shared = [label for label in labels if f"p_{label}" in table and f"y_{label}" in table]
         drawn = stats.resample_patients(table["patient"], resamples, seed)
         everyone = {("overall", ""): np.ones(len(table), dtype=bool)}
-        notes = {label: ineligible(table, label) for label in shared}
+        notes = {x: fairness.auroc_note(table[f"y_{x}"].to_numpy(), table["patient"].to_numpy()) for x in shared}
         good = [label for label in shared if not notes[label]]
         found = [macro_difference(*(rankings(t, everyone, good, drawn) for t in (table, base)), good)] if good else []
         found += [label_difference(table, base, label, resamples, seed) for label in good]
@@ -40,13 +40,6 @@ def against_real(tables: Mapping[Name, pd.DataFrame], labels: Sequence[str], res
             out += [result("difference", method, ("overall", ""), metric, value, len(table), 0, "", note, setting)
                     for metric, value, note in entry]  # fmt: skip
     return adjusted(out)
-
-
-def ineligible(table: pd.DataFrame, label: str) -> str:
-    """Why two classifiers cannot be compared on a label (too few images, or patients, of either class), else ""."""
-    y = table[f"y_{label}"].to_numpy()
-    few = min(table["patient"][y == value].nunique() for value in (0, 1)) < 2
-    return fairness.auroc_note(y) or ("ineligible: one patient only in a class" if few else "")
 
 
 def macro_difference(one: Curves, base: Curves, labels: Sequence[str]) -> Entry:

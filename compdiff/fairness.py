@@ -14,9 +14,11 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from compdiff.stats import Interval, jeffreys
+from compdiff.scores import rate_interval
+from compdiff.stats import Interval
 
 MIN_CLASS = 10  # positives and negatives below which a group's AUROC or AUPRC is ineligible
+ONE_PATIENT = "one patient only in a class"  # no interval: a resample without that patient lacks the class
 MIN_NEGATIVES = 20  # negatives below which a group's false-positive rate is ineligible
 MIN_IMAGES = 30  # images below which a group's image metrics are ineligible
 
@@ -59,12 +61,28 @@ def conditions(rows: pd.DataFrame, labels: Mapping[str, Sequence[str]]) -> dict[
 
 
 # --- eligibility ------------------------------------------------------------------------------------------------------
-def auroc_note(y: np.ndarray) -> str:
-    """ "" when 0/1 labels [n] hold enough of both classes for AUROC and AUPRC, else why not."""
+def auroc_note(y: np.ndarray, patients: np.ndarray | None = None) -> str:
+    """ "" when 0/1 labels [n] hold enough of both classes for AUROC and AUPRC, else why not.
+
+    patients [n]: whose images they are, where a patient may have several; each class must be of two or more.
+    """
     positives, negatives = int((y == 1).sum()), int((y == 0).sum())
     if positives < MIN_CLASS:
         return f"ineligible: {positives} positives < {MIN_CLASS}"
-    return f"ineligible: {negatives} negatives < {MIN_CLASS}" if negatives < MIN_CLASS else ""
+    if negatives < MIN_CLASS:
+        return f"ineligible: {negatives} negatives < {MIN_CLASS}"
+    few = patients is not None and min(len(np.unique(np.asarray(patients)[y == v])) for v in (0, 1)) < 2
+    return f"ineligible: {ONE_PATIENT}" if few else ""
+
+
+def mean_note(shared: Sequence[str], notes: Mapping[str, Sequence[str]]) -> str:
+    """What a mean over findings is of: "mean of A, B; without C (one patient only in a class)".
+
+    shared: the findings that take part; notes: {finding: its notes in the groups compared}. What has too few images is
+    not named here: its own rows say so.
+    """
+    left = [label for label, why in notes.items() if label not in shared and any(ONE_PATIENT in note for note in why)]
+    return f"mean of {', '.join(shared)}" + (f"; without {', '.join(left)} ({ONE_PATIENT})" if left else "")
 
 
 def fpr_note(negatives: int) -> str:
@@ -158,20 +176,24 @@ def parity(truth: np.ndarray, called: np.ndarray, group: np.ndarray) -> Parity:
 
 @dataclass(frozen=True)
 class Rate:
-    """A group's rate with interval, the negatives it rests on, and "" or why it is ineligible."""
+    """A group's rate with interval, the negatives it rests on and their patients, and "" or why it is ineligible."""
 
     interval: Interval
     negatives: int
+    patients: int
     note: str
 
 
-def underdiagnosis(no_finding: np.ndarray, called: np.ndarray, level: float = 0.95) -> Rate:
+def underdiagnosis(no_finding: np.ndarray, called: np.ndarray, level: float = 0.95,
+                   patients: np.ndarray | None = None) -> Rate:  # fmt: skip
     """False-positive rate of No Finding: ill patients (label 0) called healthy, (FP + 0.5) / (FP + TN + 1), Jeffreys
     interval.
 
-    no_finding, called: 0/1 [n], the truth and the thresholded prediction.
+    no_finding, called: 0/1 [n], the truth and the thresholded prediction. patients [n]: whose images they are; with
+    fewer ill patients than images of them the interval is that of as many trials as patients (`scores.rate_interval`).
     """
     no_finding, called = np.asarray(no_finding), np.asarray(called)
     ill = no_finding == 0
-    false_positives, negatives = int((called[ill] == 1).sum()), int(ill.sum())
-    return Rate(jeffreys(false_positives, negatives, level), negatives, fpr_note(negatives))
+    whose, negatives = None if patients is None else np.asarray(patients)[ill], int(ill.sum())
+    people = negatives if whose is None else len(np.unique(whose))
+    return Rate(rate_interval(called[ill] == 1, whose, level), negatives, people, fpr_note(negatives))

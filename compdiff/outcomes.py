@@ -21,6 +21,7 @@ from compdiff.stats import CURVES
 
 CALLED = ("F1", "balanced accuracy", "ECE")  # at the validation threshold, or (ECE) of the probabilities
 ES = {"ES-{}": "sum", "ES-{}-mean": "mean"}  # name of an equity-scaled metric: how the groups' deviations combine
+FEWER = "; its interval counts the ill patients, who are fewer than their images"
 Name = tuple[str, str]  # (setting, method)
 Curves = dict[tuple[Key, str], tuple[str, dict[str, np.ndarray]]]  # group, label -> ("" or why not, metric -> [1 + R])
 
@@ -105,7 +106,8 @@ def rankings(table: pd.DataFrame, groups: Mapping[Key, np.ndarray], labels: Sequ
     """AUROC and AUPRC of every group and label with their resamples, or why they are ineligible."""
     y = table[[f"y_{label}" for label in labels]].to_numpy(int)
     p = table[[f"p_{label}" for label in labels]].to_numpy(float)
-    notes = {(k, label): fairness.auroc_note(y[m, i]) for k, m in groups.items() for i, label in enumerate(labels)}
+    notes = {(k, label): fairness.auroc_note(y[m, i], drawn.patient[m])
+             for k, m in groups.items() for i, label in enumerate(labels)}  # fmt: skip
     good = {k: m for k, m in groups.items() if not all(notes[k, label] for label in labels)}
     found = {m: stats.bootstrap(m, y, p, good, drawn) for m in CURVES} if good else {}
     place = {k: g for g, k in enumerate(good)}
@@ -160,8 +162,11 @@ def macro(curves: Curves, groups: Mapping[Key, np.ndarray], kinds: Sequence[str]
     out = []
     for kind in kinds:
         keys, shared = [k for k in groups if k[0] == kind], shared_labels(curves, kind)
+        why: dict[str, list[str]] = {}
+        for (key, label), (reason, _) in curves.items():
+            why.setdefault(label, []).extend([reason] if key[0] == kind else [])
         why_not = "ineligible: no label has enough of both classes in every group"
-        note = f"mean of {', '.join(shared)}" if shared else why_not
+        note = fairness.mean_note(shared, why) if shared else why_not
         for key in keys:
             for metric in metrics:
                 mean = np.mean([curves[key, label][1][metric] for label in shared], axis=0) if shared else None
@@ -226,7 +231,8 @@ def parity_rows(table: pd.DataFrame, groups: Mapping[Key, np.ndarray], attribute
 def missed(table: pd.DataFrame, val: pd.DataFrame, groups: Mapping[Key, np.ndarray], kinds: Sequence[str],
            labels: Sequence[str], name: Name) -> list[dict]:  # fmt: skip
     """"underdiagnosis" per group: ill patients called healthy, at the threshold of the largest F1 on real validation
-    images; its gaps. Healthy: No Finding, or else the absence of the first label.
+    images; its gaps. Healthy: No Finding, or else the absence of the first label. The interval counts patients, and its
+    note says so where they are fewer than their images.
     """
     label = disparity_label(labels)
     cut = threshold(val[f"y_{label}"].to_numpy(), val[f"p_{label}"].to_numpy(float))
@@ -234,11 +240,12 @@ def missed(table: pd.DataFrame, val: pd.DataFrame, groups: Mapping[Key, np.ndarr
     if label != HEALTHY:
         healthy, called = 1 - healthy, 1 - called
     what = f"FPR of {label}" if label == HEALTHY else f"missed {label}"
-    out, rates = [], {}
+    patients, out, rates = table["patient"].to_numpy(), [], {}
     for key, mask in groups.items():
-        rate = rates[key] = fairness.underdiagnosis(healthy[mask], called[mask])
+        rate = rates[key] = fairness.underdiagnosis(healthy[mask], called[mask], patients=patients[mask])
         value = None if rate.note else rate.interval
-        out.append(row(name, key, "underdiagnosis", value, rate.negatives, rate.note or what))
+        about = what + FEWER * (rate.patients < rate.negatives)
+        out.append(row(name, key, "underdiagnosis", value, rate.negatives, rate.note or about))
     for kind in kinds:
         good = [r.interval.value for k, r in rates.items() if k[0] == kind and not r.note]
         found = fairness.gaps(rates["overall", ""].interval.value, good) if len(good) > 1 else {}

@@ -1,4 +1,5 @@
-"""Downstream classifiers: who gains and who is served less, and whether a predicted probability means what it says."""
+"""Downstream classifiers: who gains and who is served less, whether a predicted probability means what it says, and
+what a curve or a gap does not say (lesson 07)."""
 
 from __future__ import annotations
 
@@ -10,16 +11,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from compdiff import scores
+from compdiff import fairness, scores, stats
 from compdiff.frames import TITLES
-from compdiff.plots import COLOUR, GREY, MARKER, PAGE, absent, error, figure, intervals_of, styled
+from compdiff.plots import COLOUR, GREY, MARKER, PAGE, PALETTE, absent, error, figure, intervals_of, styled
 from compdiff.rendering import number
-from compdiff.stats import jeffreys
 from compdiff.tables import downstream_title
 
 WHOLE = ("macro AUROC", "underdiagnosis")  # a row of panels each
 SHORT = {"macro AUROC": "AUROC", "gap macro AUROC": "gap", "underdiagnosis": "underdiagnosis",
          "gap underdiagnosis": "gap"}  # fmt: skip
+OVERLAID = ((PALETTE[5], 6.0), (PALETTE[1], 3.5), (PALETTE[7], 1.0))  # colour, width: all are seen where lines coincide
 TEST = ("test", "zero_shot")  # splits of predictions.csv on which classifiers are judged
 PER_BIN, MAX_BINS = 20, 10  # images at least, and bins at most, of a reliability diagram
 
@@ -96,13 +97,17 @@ def labels_of(table: pd.DataFrame) -> list[str]:
     return sorted(names, key=lambda n: -min(table[f"y_{n}"].sum(), (1 - table[f"y_{n}"]).sum()))
 
 
-def reliability_bins(y: np.ndarray, p: np.ndarray) -> pd.DataFrame:
+def reliability_bins(y: np.ndarray, p: np.ndarray, patients: np.ndarray | None = None) -> pd.DataFrame:
     """Predictions in bins of equal count: columns p (mean prediction), value, lo, hi (share of positives, Jeffreys), n.
 
     y: 0/1 [n], p: [n]. At least PER_BIN images a bin, at most MAX_BINS bins; equal predictions stay in one bin.
+    patients [n]: whose images they are; the interval of a bin with fewer patients than images is that of as many trials
+    as patients (`scores.rate_interval`).
     """
-    found = scores.reliability(y, p, int(np.clip(len(p) // PER_BIN, 1, MAX_BINS)), "mass")
-    rates = [jeffreys(round(share * n), n) for share, n in zip(found.observed, found.n, strict=True)]
+    bins = int(np.clip(len(p) // PER_BIN, 1, MAX_BINS))
+    found, member = scores.reliability(y, p, bins, "mass"), scores.calibration_bins(p, bins, "mass")
+    whose = np.arange(len(p)) if patients is None else np.asarray(patients)
+    rates = [scores.rate_interval(y[member == b], whose[member == b]) for b in np.unique(member)]
     return pd.DataFrame({"p": found.predicted, "value": found.observed, "lo": [r.lo for r in rates],
                          "hi": [r.hi for r in rates], "n": found.n})  # fmt: skip
 
@@ -130,7 +135,7 @@ def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], kind: str, seed:
         said = []
         for method in sorted(own, key=lambda m: list(TITLES).index(m) if m in TITLES else len(TITLES)):
             y, p = own[method][f"y_{label}"].to_numpy(), own[method][f"p_{label}"].to_numpy(float)
-            bins = reliability_bins(y, p)
+            bins = reliability_bins(y, p, own[method]["patient"].to_numpy())
             bars = np.clip([bins["value"] - bins["lo"], bins["hi"] - bins["value"]], 0, None)
             look = {"color": COLOUR.get(method, GREY), "marker": MARKER.get(method, "*")}
             handles[method] = ax.errorbar(bins["p"], bins["value"], yerr=bars, lw=0.9, ms=3.5, elinewidth=0.4, **look)
@@ -148,4 +153,107 @@ def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], kind: str, seed:
                  "95 % Jeffreys intervals", fontsize=8)  # fmt: skip
     fig.legend(handles.values(), [downstream_title(m) for m in handles], loc="outside lower center", ncols=5,
                columnspacing=1)  # fmt: skip
+    return fig
+
+
+# --- what fools AUROC, and a gap (lesson 07) --------------------------------------------------------------------------
+def curves(y: np.ndarray, p: np.ndarray, counts: np.ndarray | None = None) -> pd.DataFrame:
+    """What calling every score >= `cut` ill gives, for each distinct score, highest first: fpr, recall, precision, f1.
+
+    y: 0/1 labels [n] and p: scores [n]; counts: how often each image counts, [n] or [1, n]. ValueError where a class is
+    absent.
+    """
+    y, p, counts = stats.checked(y, p, counts)
+    cut, place = np.unique(-p, return_inverse=True)
+    ill, healthy = (np.cumsum(np.bincount(place, weights=counts[0] * (y == k))) for k in (1, 0))
+    if not (ill[-1] and healthy[-1]):
+        raise ValueError("curves need ill and healthy images")
+    return pd.DataFrame({"cut": -cut, "fpr": healthy / healthy[-1], "recall": ill / ill[-1],
+                         "precision": ill / (ill + healthy), "f1": 2 * ill / (ill + healthy + ill[-1])})  # fmt: skip
+
+
+@styled
+def ranking(y: np.ndarray, cases: Mapping[str, tuple[np.ndarray, np.ndarray | None]], label: str) -> Figure:
+    """Scores of ill and healthy (a histogram per case), ROC and precision-recall curves of all cases.
+
+    y: 0/1 labels [n]; cases: scores [n] in [0, 1] and counts (or None) as `curves` takes them. Dots: the threshold 0.5
+    (hollow) and that of the largest F1. The areas below the lines drawn are AUROC (slanted at ties) and AUPRC (steps).
+    ValueError for more than three cases.
+    """
+    if len(cases) > len(OVERLAID):
+        raise ValueError(f"{len(cases)} cases on top of each other cannot be told apart; at most {len(OVERLAID)}")
+    fig = figure(PAGE, 3.8)
+    grid = fig.add_gridspec(len(cases), 3)
+    roc, pr = (fig.add_subplot(grid[:, k]) for k in (1, 2))
+    for i, (name, (p, counts)) in enumerate(cases.items()):
+        colour, width = OVERLAID[i]
+        found, weight = curves(y, p, counts), stats.checked(y, p, counts)[2][0]
+        best = found.loc[found["f1"].idxmax()]
+        half = found[found["cut"] >= 0.5].tail(1)  # empty: nobody is called
+        ax = fig.add_subplot(grid[i, 0])
+        for k, who in enumerate(("healthy", "ill")):
+            at = y == k
+            ax.hist(p[at], 25, (0, 1), weights=weight[at], color=(GREY, PALETTE[3])[k], alpha=0.55, label=who)
+        ax.axvline(0.5, color="black", lw=1, ls=":")
+        ax.axvline(best["cut"], color="black", lw=1)
+        ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
+        ax.set_title(f"{name}\nF1: {half['f1'].sum():.2f} at 0.5; {best['f1']:.2f} at {best['cut']:.2g}", fontsize=7)
+        area, precise = stats.auroc(y, p, counts)[0], stats.auprc(y, p, counts)[0]
+        roc.plot([0, *found["fpr"]], [0, *found["recall"]], label=f"{name}: AUROC {area:.2f}", color=colour, lw=width)
+        pr.step([0, *found["recall"]], [found["precision"][0], *found["precision"]], where="pre", color=colour,
+                lw=width, label=f"{name}: AUPRC {precise:.2f}")  # fmt: skip
+        pr.axhline(found["precision"].iloc[-1], color=colour, lw=1, ls=":")
+        for curve, across, up in ((roc, "fpr", "recall"), (pr, "recall", "precision")):
+            curve.plot(half[across], half[up], "o", ms=7, mfc="white", mec=colour, mew=2, zorder=3)
+            curve.plot(best[across], best[up], "o", ms=4, color=colour, mec="black", zorder=4)
+    ax.set_xlabel(f"score, {label}")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.8), ncols=2, handlelength=1)
+    roc.axline((0, 0), slope=1, color=GREY, lw=0.8, ls=":")
+    ends = {"xlim": (-0.02, 1.02), "ylim": (-0.02, 1.02), "xticks": [0, 0.5, 1], "yticks": [0, 0.5, 1]}
+    roc.set(xlabel="false-positive rate", ylabel="recall", title="ROC", **ends)
+    pr.set(xlabel="recall", ylabel="precision", title="precision and recall", **ends)
+    for curve in (roc, pr):
+        curve.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=1.2)
+    return fig
+
+
+def chance_gaps(y: np.ndarray, p: np.ndarray, group: np.ndarray, times: int,
+                seed: int) -> tuple[list[str], float, np.ndarray] | None:  # fmt: skip
+    """Largest minus smallest AUROC between groups -> (eligible groups, the gap, `times` gaps of exchanged names).
+
+    y, p [n] as above, group [n] its names, one row per patient. Names are exchanged among the ill and among the
+    healthy, so that every group keeps its numbers of both: what is left is what means nothing. Rows of ineligible
+    groups take no part; None with fewer than two eligible ones.
+    """
+    names = [g for g in np.unique(group) if not fairness.auroc_note(y[group == g])]
+    if len(names) < 2:
+        return None
+    part = np.isin(group, names)
+    y, p, group = y[part], p[part], group[part]
+    drawn = np.tile(group, (1 + times, 1))  # the first line stays
+    rng = np.random.default_rng(seed)
+    for k in (0, 1):
+        drawn[1:, y == k] = rng.permuted(drawn[1:, y == k], axis=1)
+    gaps = np.ptp([stats.auroc(y, p, (drawn == g).astype(np.float32)) for g in names], axis=0)
+    return [str(g) for g in names], float(gaps[0]), gaps[1:]
+
+
+@styled
+def gaps_by_chance(found: Mapping[str, tuple[list[str], float, np.ndarray]], what: str) -> Figure:
+    """One histogram per attribute of the gaps that `chance_gaps` gave by exchange; the observed gap is a line."""
+    if not found:
+        return absent("gaps by chance: not available\n(no attribute has two eligible groups)")
+    fig = figure(PAGE, 2.0)
+    axes = fig.subplots(1, max(3, len(found)), sharex=True, sharey=True)
+    most = max(max(gap, drawn.max()) for _, gap, drawn in found.values())
+    for ax, (attribute, (names, gap, drawn)) in zip(axes, found.items(), strict=False):
+        p = (1 + (drawn >= gap).sum()) / (1 + len(drawn))
+        ax.hist(drawn, 30, (0, most), color=GREY, alpha=0.7)
+        ax.axvline(gap, color=PALETTE[3], lw=2)
+        beside = f"p = {p:.2g}; by chance {np.median(drawn):.3f}"
+        ax.set(xlim=(0, None), title=f"{attribute}, {len(names)} groups: gap {gap:.3f}\n{beside}")
+    for ax in axes[len(found) :]:
+        ax.axis("off")
+    axes[0].set(ylabel="exchanges")
+    fig.supxlabel(f"gap of {what}; line: observed", fontsize=8)
     return fig

@@ -96,6 +96,22 @@ def confusion(y: np.ndarray, called: np.ndarray, counts: np.ndarray | None = Non
     return Confusion(*(cells @ counts.T.astype(np.float64)))
 
 
+def rate_interval(hits: np.ndarray, patients: np.ndarray | None = None, level: float = 0.95) -> stats.Interval:
+    """Share of 0/1 hits [n]: value (hits + 0.5) / (n + 1), with its Jeffreys interval.
+
+    patients [n]: whose images they are. Images of one patient are not independent trials, so the interval of n images
+    of P < n patients is that of P trials, of which the same share are hits; the value stays. P = n: `stats.jeffreys`.
+    """
+    hits = np.asarray(hits)
+    n, count = len(hits), int(hits.sum())
+    people = n if patients is None else len(np.unique(patients))
+    plain = stats.jeffreys(count, n, level)
+    if people == n:
+        return plain
+    wide = stats.jeffreys(count * people / n, people, level)
+    return stats.Interval(plain.value, wide.lo, wide.hi)
+
+
 # --- calibration ------------------------------------------------------------------------------------------------------
 def calibration_bins(p: np.ndarray, bins: int = BINS, kind: str = "width") -> np.ndarray:
     """Bin of each probability [n]: `bins` of equal width over 0..1, or of equal "mass" (as many images in each, ties

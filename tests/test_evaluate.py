@@ -497,6 +497,23 @@ def test_the_mean_over_findings_is_resampled_as_one_number(ref):
     assert found["note"] == "mean of spot, ring" and found["n"] == 200 and found["extractor"] == "judge"
 
 
+def test_a_finding_of_one_ill_patient_is_left_out_of_the_mean_which_keeps_its_interval(ref):
+    """Of one patient among the requests, or among a control's images: by name; the mean is that of the others."""
+    rng = np.random.default_rng(4)
+    rows = ref.rows.assign(y_ring=(np.arange(200) < 30).astype(int))
+    predicted = oracle(rows) | {"labels": rows[["y_spot", "y_ring"]].to_numpy() + rng.normal(size=(200, 2))}
+    lonely = np.where(rows["y_ring"] == 1, rows["patient"][0], rows["patient"])
+    asked = replace(ref, rows=rows.assign(patient=lonely))
+    plain = replace(ref, rows=rows)
+    for r, s in ((asked, fake(asked)), (plain, replace(fake(plain, "copy"), patients=lonely))):
+        found = alignment.alignment(s, r, predicted, ("spot", "ring"), 100, 0)
+        mean, spot, ring = (value(found, m) for m in ("disease AUROC", "AUROC:spot", "AUROC:ring"))
+        assert mean["note"] == "mean of spot; without ring (one patient only in a class)"
+        assert np.isnan(ring["value"]) and ring["note"] == "ineligible: one patient only in a class"
+        assert [mean[x] for x in ("value", "lo", "hi")] == [spot[x] for x in ("value", "lo", "hi")]
+        assert mean["lo"] < mean["value"] < mean["hi"]
+
+
 def test_correlation_is_numpys_with_integer_weights():
     rng = np.random.default_rng(0)
     x, y, counts = rng.normal(5, 1, 30), rng.normal(-3, 1, 30), rng.integers(0, 3, (4, 30))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from compdiff import fairness
+from compdiff import fairness, stats
 
 SEX, RACE, AGE = np.array([0, 0, 1, 0, 1]), np.array([0, 1, 1, 0, 0]), np.array([0, 1, 1, 0, 1])
 MASKS = {("overall", ""): np.ones(5, bool)}
@@ -77,6 +77,21 @@ def test_underdiagnosis_counts_ill_patients_called_healthy():
     )
 
 
+def test_the_interval_of_underdiagnosis_counts_patients_not_their_images():
+    """24 ill images of 8 patients, 6 called healthy: the value of 24 images, the interval of 2 hits in 8 trials."""
+    truth, called = np.array([0] * 24 + [1] * 9), np.array([1, 0, 0, 0] * 6 + [1] * 9)
+    one = fairness.underdiagnosis(truth, called)
+    assert one == fairness.underdiagnosis(truth, called, patients=np.array([f"p{i}" for i in range(33)])), "bit-equal"
+    assert one.interval == stats.jeffreys(6, 24) and one.patients == 24
+    few = fairness.underdiagnosis(truth, called, patients=np.arange(33) // 3)  # the healthy are 3 others
+    assert (few.negatives, few.patients, few.interval.value) == (24, 8, one.interval.value)
+    ends = scipy_stats.beta(2.5, 6.5).ppf([0.025, 0.975]).tolist()
+    assert [few.interval.lo, few.interval.hi] == pytest.approx(ends)
+    assert few.interval.lo < one.interval.lo and one.interval.hi < few.interval.hi
+    none = fairness.underdiagnosis(truth, np.zeros(33), patients=np.arange(33) // 3).interval
+    assert none.hi == pytest.approx(scipy_stats.beta(0.5, 8.5).ppf(0.975)) and none.lo < none.value < none.hi
+
+
 def test_small_groups_are_marked_and_keep_their_numbers():
     rate = fairness.underdiagnosis(np.array([0] * 19 + [1]), np.zeros(20))
     assert rate.note == "ineligible: 19 negatives < 20"
@@ -85,6 +100,13 @@ def test_small_groups_are_marked_and_keep_their_numbers():
     assert fairness.auroc_note(np.array([1] * 9 + [0] * 50)) == "ineligible: 9 positives < 10"
     assert fairness.auroc_note(np.array([1] * 50 + [0] * 9)) == "ineligible: 9 negatives < 10"
     assert fairness.auroc_note(np.array([1] * 10 + [0] * 10)) == ""
+    y, whose = np.array([1] * 10 + [0] * 10), np.arange(20)
+    assert fairness.auroc_note(y, whose) == fairness.auroc_note(y, whose % 2) == ""
+    for one in (y == 1, y == 0):
+        assert fairness.auroc_note(y, np.where(one, 99, whose)) == "ineligible: one patient only in a class"
+        two = np.where(one, 99 + whose % 2, whose).astype(str)
+        assert fairness.auroc_note(y, two) == "", "two patients, by name"
+    assert fairness.auroc_note(y[1:], np.zeros(19)) == "ineligible: 9 positives < 10", "what is too few comes first"
     assert fairness.images_note(29) == "ineligible: n = 29 < 30"
     assert fairness.images_note(30) == fairness.images_note(16, least=16) == ""
 

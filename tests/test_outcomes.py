@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from compdiff import comparisons, config, datasets, frames, outcomes, record, significance, stats, tables
+from compdiff import comparisons, config, datasets, fairness, frames, outcomes, record, significance, stats, tables
 from compdiff.attributes import AGE, SEX, Schema
 from compdiff.downstream import REAL, Judged
 
@@ -149,6 +149,36 @@ def test_macro_compares_groups_on_shared_labels_and_names_the_ineligible(judged)
     assert value(rows, "ES-AUROC:rare", ("sex", ""))["note"].startswith("ineligible")
 
 
+def test_a_finding_of_one_ill_patient_is_left_out_of_the_means_which_keep_their_intervals():
+    """All macro numbers are those of the other findings, the note says which one is missing and why."""
+    t, val = table_of(), table_of(seed=1)
+    t.loc[t["y_rare"] == 1, "patient"] = "p0"
+    masks = {("overall", ""): np.ones(len(t), bool)}
+    found = outcomes.judge(("1b", "hcn"), t, val, masks, (), LABELS, 60, 0)
+    alone = outcomes.judge(("1b", "hcn"), t, val, masks, (), ("spot",), 60, 0)
+    for metric in tables.DOWNSTREAM[:-1]:
+        mean, other = value(found, metric), value(alone, metric)
+        assert mean["note"] == "mean of spot; without rare (one patient only in a class)"
+        assert other["note"] == "mean of spot"
+        ends = ("value",) if metric == "macro ECE" else ("value", "lo", "hi")
+        assert [mean[e] for e in ends] == [other[e] for e in ends] and np.isfinite([mean[e] for e in ends]).all()
+    for metric in ("AUROC", "AUPRC", "F1", "balanced accuracy", "ECE"):
+        rare = value(found, f"{metric}:rare")
+        assert np.isnan(rare["value"]) and rare["note"] == "ineligible: one patient only in a class"
+    base = t.assign(p_spot=t["p_spot"].to_numpy()[::-1])
+    minus = comparisons.against_real({("1a", REAL): base, ("1b", "hcn"): t}, LABELS, 60, 0)
+    whole = value(found, "macro AUROC")["value"] - sk.roc_auc_score(base["y_spot"], base["p_spot"])
+    assert value(minus, "macro AUROC minus 1a")["value"] == pytest.approx(whole), "the same findings on both sides"
+
+
+def test_one_image_per_patient_is_judged_as_images_are(fundus):
+    """Phantoms: nothing changes by looking at patients."""
+    assert fundus.table["patient"].is_unique
+    y = table_of()["y_spot"].to_numpy()
+    for n in (15, 19, 40, 400):
+        assert fairness.auroc_note(y[:n], np.arange(n)) == fairness.auroc_note(y[:n])
+
+
 def test_gaps_between_intersections_leave_small_groups_out_by_name(judged):
     t, _, rows = judged
     parts = {r["group"]: r for r in rows if r["metric"] == "AUROC:spot" and r["group_kind"] == "age x sex"}
@@ -191,6 +221,14 @@ def test_underdiagnosis_counts_the_ill_called_healthy():
     male, female = (value(rows, "underdiagnosis", ("sex", s))["value"] for s in SEX.categories)
     assert value(rows, "gap underdiagnosis", ("sex", ""))["value"] == pytest.approx(abs(male - female))
     assert value(rows, "gap90 underdiagnosis", ("sex", ""))["value"] == pytest.approx(0.8 * abs(male - female))
+    people = ill["patient"].nunique()
+    few = stats.jeffreys(called_healthy * people / len(ill), people)  # two images each
+    assert people < len(ill) and [rate["lo"], rate["hi"]] == pytest.approx([few.lo, few.hi])
+    assert rate["note"] == "FPR of No Finding" + outcomes.FEWER
+    each = outcomes.missed(t.assign(patient=t["id"]), t, masks, ["sex"], ["No Finding"], ("1a", REAL))
+    plain, exact = value(each, "underdiagnosis"), stats.jeffreys(int(called_healthy), len(ill))
+    assert (plain["value"], plain["lo"], plain["hi"]) == (exact.value, exact.lo, exact.hi)
+    assert plain["note"] == "FPR of No Finding" and plain["value"] == rate["value"]
     t = t.rename(columns={"y_No Finding": "y_glaucoma", "p_No Finding": "p_glaucoma"})
     rate = value(outcomes.missed(t, t, masks, [], ["glaucoma"], ("1a", REAL)), "underdiagnosis")
     ill = t[t["y_glaucoma"] == 1]
@@ -223,7 +261,7 @@ def test_table4_shows_what_is_written_here(judged):
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
 def test_a_task_of_several_classes_is_the_mean_of_each_against_the_rest(fundus):
-    rows = pd.concat([fundus.rows("test")] * 40, ignore_index=True)
+    rows = pd.concat([fundus.rows("test")] * 40, ignore_index=True).assign(patient=lambda t: t.index.astype(str))
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(4), len(rows)) + 0.4 * np.eye(4)[rows["y_vision_loss"]]
     p /= p.sum(1, keepdims=True)

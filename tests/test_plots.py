@@ -10,7 +10,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from test_tables import COUNTS, HELD_OUT, SCHEMA, made_up
 
-from compdiff import config, frames, plots, plots_downstream, plots_groups, plots_pictures, plots_results, plots_training, rendering
+from compdiff import (
+    config, frames, plots, plots_downstream, plots_groups, plots_pictures, plots_results, plots_training, rendering, stats,
+)  # fmt: skip
 from compdiff.attributes import SCHEMAS
 from compdiff.paths import RunFolder
 
@@ -24,7 +26,7 @@ def predictions(n=200):
     rng = np.random.default_rng(2)
     p = rng.random(n)
     y = (rng.random(n) < p).astype(int)
-    table = pd.DataFrame({"id": np.arange(n).astype(str), "split": "test", "y_x": y, "p_x": p})
+    table = pd.DataFrame({"id": np.arange(n).astype(str), "split": "test", "y_x": y, "p_x": p}).assign(patient=lambda t: t["id"])
     return {("1a", "real_train"): table, ("1b", "hcn"): table.assign(p_x=p**2)}
 
 
@@ -245,6 +247,14 @@ def test_reliability_bins_hold_everybody_and_calibrated_ones_lie_on_the_diagonal
     assert np.average(bins["value"], weights=bins["n"]) == pytest.approx(y.mean())
     assert (np.abs(bins["value"] - bins["p"]) < 0.07).all()  # 3 standard errors of 500 draws
     assert ((bins["lo"] <= bins["value"]) & (bins["value"] <= bins["hi"])).all()
+    pairs = plots_downstream.reliability_bins(y, p, np.argsort(np.argsort(p)) // 2)  # neighbours are one patient's
+    pd.testing.assert_frame_equal(pairs[["p", "value", "n"]], bins[["p", "value", "n"]])
+    half = [stats.jeffreys(share * 250, 250) for share in bins["value"]]
+    np.testing.assert_allclose(pairs[["lo", "hi"]], [(r.lo, r.hi) for r in half])
+    everyone = plots_downstream.reliability_bins(y, p, rng.permutation(5000).astype(str))
+    pd.testing.assert_frame_equal(everyone, bins, check_exact=True)
+    exact = [stats.jeffreys(round(share * 500), 500) for share in bins["value"]]
+    assert bins[["lo", "hi"]].to_numpy().tolist() == [[r.lo, r.hi] for r in exact]
     assert len(plots_downstream.reliability_bins(y[:30], p[:30])) == 1, "too few images for two bins"
     assert len(plots_downstream.reliability_bins(y, np.full(5000, 0.3))) == 1
 
