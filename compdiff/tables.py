@@ -104,6 +104,9 @@ def table1_items(schema: Schema, results: pd.DataFrame) -> dict[str, list[Item]]
             Item("alignment", m, a) for m in names_in(results, "alignment", "ES-accuracy") for a in schema.names
         ],
         "Measured against requested (correlation)": [Item("measured", m) for m in names_in(results, "measured", "r:")],
+        "Measured against requested (mean absolute error)": [
+            Item("measured", m) for m in names_in(results, "measured", "MAE:")
+        ],
         "Measured minus requested (mean)": [Item("measured", m) for m in names_in(results, "measured", "bias:")],
         "Judges and extractors from outside": [Item("judges", m, extractor=e) for m, e in outside.to_numpy()],
         "Memorisation": [Item("memorisation", m) for m in names_in(results, "memorisation", "suspected", "nearest")],
