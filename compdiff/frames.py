@@ -200,7 +200,8 @@ def has_interval(row: dict | None) -> bool:
 
 
 # --- which side is better --------------------------------------------------------------------------------------------
-LOWER = ("FID", "KID", "RMSE", "MAE", "ECE", "gap", "underdiagnosis", "difference:", "suspected copies")
+LOWER = ("FID", "KID", "RMSE", "MAE", "ECE", "gap", "std ", "range ", "underdiagnosis", "difference:",
+         "suspected copies")  # fmt: skip
 HIGHER = ("accuracy", "AUROC", "AUPRC", "F1", "precision", "recall", "density", "coverage", "cosine")
 
 

@@ -23,6 +23,7 @@ CALLED = ("F1", "balanced accuracy", "ECE")  # at the validation threshold, or (
 ES = {"ES-{}": "sum", "ES-{}-mean": "mean"}  # name of an equity-scaled metric: how the groups' deviations combine
 FEWER = "; its interval counts the ill patients, who are fewer than their images"
 Name = tuple[str, str]  # (setting, method)
+SPREADS = {"gap": "max-min", "gap90": "p90-p10", "std": "std/overall", "range": "max-min/overall"}  # as fairness.gaps
 Curves = dict[tuple[Key, str], tuple[str, dict[str, np.ndarray]]]  # group, label -> ("" or why not, metric -> [1 + R])
 
 
@@ -177,9 +178,10 @@ def macro(curves: Curves, groups: Mapping[Key, np.ndarray], kinds: Sequence[str]
 
 def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: Name,
               curves: Curves | None = None) -> list[dict]:  # fmt: skip
-    """"gap <metric>" (largest minus smallest), "gap90 <metric>" (90th minus 10th percentile), "std <metric>" (over the
-    overall value), "ES-<metric>" (its deviations added) and "ES-<metric>-mean" (averaged) over the eligible groups of a
-    kind; ineligible groups are named in the note.
+    """"gap <metric>" (largest minus smallest), "gap90 <metric>" (90th minus 10th percentile), "std <metric>" and
+    "range <metric>" (standard deviation and largest minus smallest, both over the overall value), "ES-<metric>" (its
+    deviations added) and "ES-<metric>-mean" (averaged) over the eligible groups of a kind; ineligible groups are named
+    in the note.
 
     curves, for a mean over labels: the overall value is then that of the labels which the groups are compared on.
     """
@@ -195,10 +197,10 @@ def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: Nam
         left = [r["group"] for r in parts if not np.isfinite(r["value"])]
         note = f"without {', '.join(left)} (ineligible)" if left else ""
         if len(good) < 2 or not np.isfinite(whole["value"]):
-            found, note = dict.fromkeys(("gap", "gap90", "std", *ES)), "ineligible: fewer than two eligible groups"
+            found, note = dict.fromkeys((*SPREADS, *ES)), "ineligible: fewer than two eligible groups"
         else:
             gaps = fairness.gaps(whole["value"], good)
-            found = {"gap": gaps["max-min"], "gap90": gaps["p90-p10"], "std": gaps["std/overall"]}
+            found = {what: gaps[how] for what, how in SPREADS.items()}
             found |= {e: fairness.es_metric(whole["value"], good, combine=how) for e, how in ES.items()}
         titles = {what: f"{what} {metric}" for what in found} | {e: e.format(metric) for e in ES}
         out += [row(name, (kind, ""), titles[what], value, whole["n"], note) for what, value in found.items()]
@@ -250,8 +252,8 @@ def missed(table: pd.DataFrame, val: pd.DataFrame, groups: Mapping[Key, np.ndarr
         good = [r.interval.value for k, r in rates.items() if k[0] == kind and not r.note]
         found = fairness.gaps(rates["overall", ""].interval.value, good) if len(good) > 1 else {}
         note = what if found else "ineligible: fewer than two eligible groups"
-        for gap, how in (("gap", "max-min"), ("gap90", "p90-p10")):
-            out.append(row(name, (kind, ""), f"{gap} underdiagnosis", found.get(how), len(table), note))
+        for gap in ("gap", "gap90"):
+            out.append(row(name, (kind, ""), f"{gap} underdiagnosis", found.get(SPREADS[gap]), len(table), note))
     return out
 
 

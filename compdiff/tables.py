@@ -32,7 +32,8 @@ MIFID = "MiFID of the floor and of the copy carries the full penalty: training i
 ES_LABELS = (
     "ES-M = M / (1 + sum over groups of |M_group - M|), ES-M-mean with the mean instead. ES-AUROC of an attribute may "
     "lie above the overall macro AUROC: the groups, and the whole beside them, are compared on the labels that are "
-    "eligible in all groups."
+    "eligible in all groups. std M = standard deviation of the eligible groups' M (their number in the denominator) / M "
+    "of the whole; range M = (max - min of them) / M of the whole; both 0 for equal groups."
 )
 NO_FLOOR = "no training images of these cells"  # real_train where training held them out
 BLUR = (
@@ -103,6 +104,9 @@ def table1_items(schema: Schema, results: pd.DataFrame) -> dict[str, list[Item]]
             Item("alignment", m, a) for m in names_in(results, "alignment", "ES-accuracy") for a in schema.names
         ],
         "Measured against requested (correlation)": [Item("measured", m) for m in names_in(results, "measured", "r:")],
+        "Measured against requested (mean absolute error)": [
+            Item("measured", m) for m in names_in(results, "measured", "MAE:")
+        ],
         "Measured minus requested (mean)": [Item("measured", m) for m in names_in(results, "measured", "bias:")],
         "Judges and extractors from outside": [Item("judges", m, extractor=e) for m, e in outside.to_numpy()],
         "Memorisation": [Item("memorisation", m) for m in names_in(results, "memorisation", "suspected", "nearest")],
@@ -201,8 +205,8 @@ def table3(
 STAGES = {"downstream": "", "tasks": "Single tasks: "}  # and how the titles of their panels begin
 # As outcomes.judge writes them; {label} is the disparity label, on which intersections are compared.
 DOWNSTREAM = ("macro AUROC", "macro AUPRC", "macro F1", "macro balanced accuracy", "macro ECE", "underdiagnosis")
-GAPS = ("gap {metric}", "gap90 {metric}", "ES-{metric}", "ES-{metric}-mean", "gap underdiagnosis",
-        "gap90 underdiagnosis", "demographic parity difference:{label}", "equalized odds difference:{label}",
+GAPS = ("gap {metric}", "gap90 {metric}", "std {metric}", "range {metric}", "ES-{metric}", "ES-{metric}-mean",
+        "gap underdiagnosis", "gap90 underdiagnosis", "demographic parity difference:{label}", "equalized odds difference:{label}",
         "equal opportunity difference:{label}")  # fmt: skip
 
 

@@ -149,6 +149,22 @@ def test_macro_compares_groups_on_shared_labels_and_names_the_ineligible(judged)
     assert value(rows, "ES-AUROC:rare", ("sex", ""))["note"].startswith("ineligible")
 
 
+def test_between_group_disparity_by_hand():
+    """Groups 0.6, 0.9 and 0.75 around 0.8: their standard deviation is sqrt(0.015), their range 0.3."""
+    at = [(("overall", ""), 0.8), (("age", "a"), 0.6), (("age", "b"), 0.9), (("age", "c"), 0.75), (("age", "few"), None)]
+    rows = [outcomes.row(("1a", REAL), key, "AUROC:spot", v, 50) for key, v in at]
+    found = outcomes.disparity(rows, "age", ["AUROC:spot"], ("1a", REAL))
+    by_hand = {"gap": 0.3, "range": 0.3 / 0.8, "std": np.sqrt(0.015) / 0.8, "gap90": 0.24}
+    for what, expected in by_hand.items():
+        row = value(found, f"{what} AUROC:spot", ("age", ""))
+        assert row["value"] == pytest.approx(expected) and row["note"] == "without few (ineligible)"
+        assert frames.better_is(row["metric"]) == "lower", "though AUROC itself is better high"
+    equal = outcomes.disparity([r | {"value": 0.7} for r in rows], "age", ["AUROC:spot"], ("1a", REAL))
+    assert value(equal, "range AUROC:spot", ("age", ""))["value"] == 0
+    one = outcomes.disparity([*rows[:2], rows[-1]], "age", ["AUROC:spot"], ("1a", REAL))
+    assert value(one, "range AUROC:spot", ("age", ""))["note"] == "ineligible: fewer than two eligible groups"
+
+
 def test_a_finding_of_one_ill_patient_is_left_out_of_the_means_which_keep_their_intervals():
     """All macro numbers are those of the other findings, the note says which one is missing and why."""
     t, val = table_of(), table_of(seed=1)
@@ -253,6 +269,8 @@ def test_table4_shows_what_is_written_here(judged):
         assert panels[kind] == [m for m in tables.disparity_metrics(kind, "spot") if m in written[kind]]
     assert panels["sex"] == tables.disparity_metrics("sex", "spot")
     assert {"gap90 underdiagnosis", "equalized odds difference:spot", "gap macro AUROC"} <= set(panels["sex"])
+    assert {"std macro AUROC", "range macro AUROC"} <= set(panels["sex"])
+    assert all(f"{what} M = " in tables.ES_LABELS for what in ("std", "range")), "the footnote says what they are"
     assert {"gap AUROC:spot", "equalized odds difference:spot"} <= set(panels["age x sex"])
     table = tables.table4(results).set_index(["panel", "column"])
     row = value(judged[2], "equalized odds difference:spot", ("sex", ""))

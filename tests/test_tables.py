@@ -109,6 +109,21 @@ def test_table1_places_every_number(results):
     )
 
 
+def test_measured_errors_stand_in_their_own_panel(results):
+    """Between correlation and signed error, with every control's, by the metric's name; no panel without their rows."""
+    title, rows = "Measured against requested (mean absolute error)", made_up()
+    like = rows[(rows["stage"] == "measured") & (rows["metric"] == "r:heart")]
+    new = [like.assign(metric=f"MAE:{name}", value=v, lo=v - 0.01, hi=v + 0.01) for name, v in (("heart", 0.03), ("cup", 0.05))]
+    new.append(new[0].head(1).assign(method="real_train", value=0.02, lo=0.01, hi=0.04))
+    table = tables.table1(frames.over_seeds(pd.concat([rows, *new])), SCHEMA, "chest")
+    text = rendering.wide(table, title)
+    assert list(text.columns) == ["heart MAE (n = 480)", "cup MAE (n = 480)"]
+    assert text.loc["HCN (CompDiff)"].tolist() == ["0.03 [0.02, 0.04]", "0.05 [0.04, 0.06]"]
+    assert text.loc[frames.TITLES["real_train"], "heart MAE (n = 480)"] == "0.02 [0.01, 0.04]"
+    assert frames.better_is("heart MAE") == frames.better_is("MAE:heart") == "lower"
+    assert title not in set(tables.table1(results, SCHEMA, "chest")["panel"])
+
+
 def test_ineligible_cells_say_so_and_stay(results):
     text = rendering.wide(tables.table2(results, SCHEMA, COUNTS, "chest"), "FID-lite0@96")
     assert len(text) == len(SCHEMA.cells()) and text.loc["0-18 Male White", "training images"] == "3"
