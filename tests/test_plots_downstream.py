@@ -41,8 +41,7 @@ def test_areas_below_the_lines_are_the_numbers_beside_them_and_only_precision_se
     cases = {"as it is": (p, None), "10x": (p, many), "^ 5": (p**5, None)}
     fig = plots_downstream.ranking(y, cases, "x")
     roc, pr = fig.axes[:2]
-    lines = lambda ax, word: {t.get_label().split(":")[0]: t for t in ax.lines if f": {word}" in str(t.get_label())}
-    slanted, steps = lines(roc, "AUROC"), lines(pr, "AUPRC")
+    slanted, steps = ({t.get_label().split(":")[0]: t for t in ax.lines if ": AU" in str(t.get_label())} for ax in (roc, pr))
     assert set(slanted) == set(steps) == set(cases)
     for name, (q, counts) in cases.items():
         x, up = slanted[name].get_data()
