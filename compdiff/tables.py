@@ -22,11 +22,16 @@ from compdiff.published import NOT_IN_RECORD
 ABLATION = ("flat", "flat_separate", "hcn", "hcn_no_aux", "hcn_no_consistency", "hcn_no_uncertainty", "hcn_age_from_prompt")
 CELL_COLUMNS = ("panel", "key", "row", "column", "value", "lo", "hi", "std", "seeds", "n", "n_ref", "note")
 HELD_OUT = {"held_out": "all held-out cells", "seen": "all other cells"}  # groups of the kind held_out
+NO_INTERVAL = (
+    " What compares groups (ES-, gap, std, range, differences of rates) has no interval with one seed: several give "
+    "it one."
+)
 ES_FID = (
     "M = FID, KID or matched FID: ES-M = M (1 + mean over groups of |M_group - M| / M), ES-M-sum with the sum instead; "
     "the papers' code gives no formula, this one fits their numbers. Higher is better for accuracy: ES-accuracy = "
     "accuracy / (1 + sum over groups of |accuracy_group - accuracy|), ES-accuracy-mean with the mean instead. Matched "
     "FID: of categories and of the whole, not of intersections, whose few images would set everybody's n."
+    + NO_INTERVAL
 )
 MIFID = "MiFID of the floor and of the copy carries the full penalty: training images are copies by definition."
 ES_LABELS = (
@@ -34,6 +39,7 @@ ES_LABELS = (
     "lie above the overall macro AUROC: the groups, and the whole beside them, are compared on the labels that are "
     "eligible in all groups. std M = standard deviation of the eligible groups' M (their number in the denominator) / M "
     "of the whole; range M = (max - min of them) / M of the whole; both 0 for equal groups."
+    + NO_INTERVAL
 )
 NO_FLOOR = "no training images of these cells"  # real_train where training held them out
 BLUR = (
