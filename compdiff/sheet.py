@@ -23,6 +23,18 @@ from compdiff.pictures import image_problem
 from compdiff.problems import Problems
 
 NO_CATEGORY = "missing, or none of the categories"
+MIN_DIGITS = 5  # of a number that counts as an identifier in a text
+
+
+def _repeats(text: str, name: str) -> bool:
+    """Does the text hold this identifier as a word of its own? With or without the p or s before a number.
+
+    A number of fewer than five digits is no identifier that a text could give away: "12 mm" would be one.
+    """
+    core = re.sub(r"^[ps](?=\d+$)", "", name, flags=re.IGNORECASE)
+    if not core or core not in text or (core.isdigit() and len(core) < MIN_DIGITS):
+        return False
+    return bool(re.search(rf"(?<![0-9A-Za-z])[psPS]?{re.escape(core)}(?![0-9A-Za-z])", text))
 
 
 @dataclass
@@ -206,7 +218,7 @@ class Sheet:
 
     def _findings(self, row: Record, text: str) -> str:
         """The report's sentence for the prompt, on one line. One that repeats an identifier is refused."""
-        if any(name in text for name in (row.patient, row.study, row.image) if name):
+        if any(_repeats(text, name) for name in (row.patient, row.study, row.image, Path(row.image).stem)):
             self.bad(row.line, "findings", "repeats an identifier of its row", "remove it from the text")
         return " ".join(text.split())
 

@@ -115,6 +115,40 @@ def test_mimic_sentences_become_prompts_and_may_not_name_anybody(copy):
     assert any("row 2, column final_sentence: repeats an identifier" in line for line in tree.refused())
 
 
+@pytest.mark.parametrize("text", [
+    "Compared with {patient}.", "Seen as p{patient}", "Study {study}: clear.", "Study s{study}: clear.", "({image})",
+    "File {image}.jpg.", "See p{patient}/s{study}."])  # fmt: skip
+def test_a_sentence_may_not_name_mimics_bare_numbers_where_the_table_has_paths(copy, text):
+    tree = copy("mimic")
+    first = tree.rows[0]
+    bare = {"patient": first["subject_id"].strip("p"), "study": first["study_id"].strip("s"), "image": tree.image(2).stem}
+    first[tree.head("image")] = str(tree.image(2).relative_to(tree.root))
+    for row in tree.rows:
+        row["subject_id"], row["study_id"] = f"p{row['subject_id'].strip('p')}", f"s{row['study_id'].strip('s')}"
+    tree.set(2, "findings", text.format(**bare))
+    tree.set(3, "findings", f"A part of one is none: 1{bare['patient']}, {bare['image']}0.")
+    found = [line for line in tree.refused() if "repeats an identifier" in line]
+    assert len(found) == 1 and "row 2, column final_sentence" in found[0], found
+
+
+def test_a_small_number_in_a_sentence_is_no_identifier(copy):
+    tree = copy("folder")
+    patient, sentence = tree.rows[0][tree.head("patient")], "A 12 mm nodule."
+    tree.raw["columns"]["findings"] = {"header": ["sentence"], "optional": True}
+    tree.header.append("sentence")
+    for row in tree.rows:
+        row["sentence"] = ""
+        if row[tree.head("patient")] == patient:
+            row |= {tree.head("patient"): "12", "sentence": sentence}
+    assert (tree.prepare().table["findings"] == sentence).any()
+    shutil.rmtree(tree.root.parent / "out")
+    for row in tree.rows:
+        if row["sentence"]:
+            row[tree.head("patient")] = "12-B"
+    tree.rows[0]["sentence"] = "Nodule of 12-B."
+    assert any("row 2, column sentence: repeats an identifier" in line for line in tree.refused())
+
+
 def test_a_patient_of_two_races_is_left_out_or_keeps_one_per_image(copy, tmp_path):
     tree = copy("mimic")
     for row in (2, 3, 4):  # the first patient has two images, the second gets to be the same: three rows of one patient
