@@ -300,8 +300,8 @@ class Data:
         names = self.schema.names if tuple(named) == ALL else tuple(named)
         columns = [*self.schema.names, "age_years", "findings"]
         return [
-            attributes.prompt(self.manifest.prompts, row, names, self.schema)
-            for row in rows[columns].to_dict("records")
+            attributes.prompt(self.manifest.prompts, dict(zip(columns, values, strict=True)), names, self.schema)
+            for values in zip(*(rows[name] for name in columns), strict=True)
         ]
 
     def cells(self, rows: pd.DataFrame | None = None) -> np.ndarray:
