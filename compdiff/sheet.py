@@ -15,12 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from compdiff import paths
 from compdiff.attributes import MAX_AGE, age_bin
 from compdiff.columns import OTHERS_ZERO, Column
 from compdiff.manifests import LAYOUT_KEYS, Manifest
 from compdiff.pictures import image_problem
 from compdiff.problems import Problems
+from compdiff.progress import interactive
 
 NO_CATEGORY = "missing, or none of the categories"
 MIN_DIGITS = 5  # of a number that counts as an identifier in a text
@@ -276,6 +279,7 @@ class Sheet:
         found = [row for row in self.rows if row.file and not row.reason]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             problems = pool.map(lambda row: image_problem(self.root / row.file, row.slo), found)
-            for row, problem in zip(found, problems, strict=True):
+            bar = tqdm(problems, "checking images", len(found), unit="image", disable=not interactive())
+            for row, problem in zip(found, bar, strict=True):
                 if problem:
                     self.bad(row.line, "image", *problem)

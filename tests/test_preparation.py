@@ -120,7 +120,8 @@ def test_progress_is_shown_to_a_person_only(copy, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("JPY_SESSION_NAME", "a notebook in JupyterLab")
     tree.prepare(tmp_path / "in a notebook")
-    assert f" {len(whole.table)}/{len(whole.table)} " in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f" {len(whole.table)}/{len(whole.table)} " in said and "checking images: 100%" in said
     assert contents(tmp_path / "in a pipe") == contents(tmp_path / "in a notebook")
 
 
