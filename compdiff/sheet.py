@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from compdiff.problems import Problems
 from compdiff.progress import interactive
 
 NO_CATEGORY = "missing, or none of the categories"
+UNLINK = "put the files themselves there, or a bind mount (mount --bind, or -v of a container), which is no link"
 MIN_DIGITS = 5  # of a number that counts as an identifier in a text
 
 
@@ -70,6 +71,7 @@ class Sheet:
         self.columns |= {f"label {k}": c for k, c in manifest.label_columns.items() if isinstance(c, Column)}
         self.header = {name: " or ".join(column.header) for name, column in self.columns.items()}
         self.rows: list[Record] = []
+        self.tops: dict[str, bool] = {}  # top folder of images -> does it stay below the root?
         self.missing = 0  # rows whose image is not there
         self.unclear: dict[str, str] = {}  # patient -> which attribute differs between that patient's rows
 
@@ -253,26 +255,38 @@ class Sheet:
                 where = "patient" if "patient" in self.columns else "image"
                 self.bad(row.line, where, f"patient in two splits; see row {first.line}", "split by patient")
 
-    def place(self, row: Record, candidates: Iterator[str] | list[str]) -> None:
-        """Sets `row.file` to the first candidate (path below the root) that is a file, and stays below the root."""
+    def find(self, row: Record, candidates: Iterable[str]) -> str | None:
+        """The first candidate (path below the root) that is a file and stays below the root; "" = refused, None = none."""
         for name in candidates:
             if ".." in Path(name).parts or Path(name).is_absolute() or "\\" in name or "\0" in name:
                 self.bad(row.line, "image", "path leaves the data folder", "give a path below it")
-                return
+                return ""
             if os.path.isfile(self.root / name):  # unlike Path.is_file, False for a name that is too long
-                try:
-                    paths.inside(self.root, name)
-                except ValueError:
-                    problem = "image is a link that leaves the data folder"
-                    self.bad(row.line, "image", problem, "put the file itself there")
-                    return
-                row.file = name
-                return
+                top = Path(name).parts[0]
+                if top != name and top not in self.tops:  # reported at its first row, not at each
+                    self.tops[top] = self._stays(row, top, "the top folder of this and further images")
+                return name if self.tops.get(top, True) and self._stays(row, name, "image") else ""
+        return None
+
+    def _stays(self, row: Record, name: str, what: str) -> bool:
+        """Is a path below the root after links? A problem of the row where it is not."""
+        try:
+            paths.inside(self.root, name)
+        except ValueError:
+            self.bad(row.line, "image", f"{what} is a link that leaves the data folder", UNLINK)
+            return False
+        return True
+
+    def place(self, row: Record, candidates: Iterable[str]) -> None:
+        """Sets `row.file` to the first candidate that is there; one that is nowhere is a problem, or a reason."""
+        found = self.find(row, candidates)
+        row.file = found or ""
+        if found is not None:
+            return
         self.missing += 1
         if not row.reason:
             remedy = "get its archive, or remove the row"
             self.leave_out(row, "image_errors", "image", "image missing", remedy, "image missing")
-
 
     def check_images(self) -> None:
         """Decode every image once, in threads."""
