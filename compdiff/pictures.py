@@ -155,7 +155,7 @@ def _dicom(path: Path) -> np.ndarray:
 
 
 def _displayed(values: np.ndarray, data: object) -> np.ndarray:
-    """Values after the modality LUT -> [0, 1], as the file asks; some errors that a damaged header brings go through."""
+    """Values after the modality LUT -> [0, 1], as the file asks. Errors that a damaged header brings go through."""
     from pydicom import pixels
 
     if "VOILUTSequence" in data:

@@ -32,7 +32,7 @@ ROW_BYTES = 4096  # of a sample besides its pixels: the row, headers, padding
 MEMBER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,80})\.(png|json)")
 MAX_MEMBER = 64 * 2**20  # bytes
 PAUSES = (1, 4)  # seconds before a shard at an address is asked for again
-LASTING = (FileNotFoundError, IsADirectoryError, PermissionError, ImportError, ValueError)  # the next try would fail too
+LASTING = (FileNotFoundError, IsADirectoryError, PermissionError, ImportError, ValueError)  # so is the next try
 REFUSED = set(range(400, 500)) - {408, 425, 429}  # status codes of HTTP: our request is at fault, not the moment
 
 
