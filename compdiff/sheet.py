@@ -256,7 +256,7 @@ class Sheet:
                 self.bad(row.line, where, f"patient in two splits; see row {first.line}", "split by patient")
 
     def find(self, row: Record, candidates: Iterable[str]) -> str | None:
-        """The first candidate (path below the root) that is a file and stays there; "" = refused, None = none is there."""
+        """The first candidate (path below the root) that is a file and stays there; "" = refused, None = not there."""
         for name in candidates:
             if ".." in Path(name).parts or Path(name).is_absolute() or "\\" in name or "\0" in name:
                 self.bad(row.line, "image", "path leaves the data folder", "give a path below it")

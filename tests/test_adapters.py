@@ -137,7 +137,8 @@ def test_mimic_sentences_become_prompts_and_may_not_name_anybody(copy):
 def test_a_sentence_may_not_name_mimics_bare_numbers_where_the_table_has_paths(copy, text):
     tree = copy("mimic")
     first = tree.rows[0]
-    bare = {"patient": first["subject_id"].strip("p"), "study": first["study_id"].strip("s"), "image": tree.image(2).stem}
+    bare = {"patient": first["subject_id"].strip("p"), "study": first["study_id"].strip("s")}
+    bare["image"] = tree.image(2).stem
     first[tree.head("image")] = str(tree.image(2).relative_to(tree.root))
     for row in tree.rows:
         row["subject_id"], row["study_id"] = f"p{row['subject_id'].strip('p')}", f"s{row['study_id'].strip('s')}"

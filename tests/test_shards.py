@@ -241,9 +241,10 @@ def _says(code):
 
 
 @pytest.mark.parametrize(("fail", "times", "says"), [
-    (_says(503), 1, ""), (_says(429), 2, ""), (_cut, 2, ""), (_says(500), 3, "HTTP Error 500"), (_cut, 3, "IncompleteRead"),
+    (_says(503), 1, ""), (_says(429), 2, ""), (_cut, 2, ""), (_says(500), 3, "HTTP Error 500"),
+    (_cut, 3, "IncompleteRead"),
     (_says(404), 1, "HTTP Error 404"), (_says(403), 1, "HTTP Error 403")])  # fmt: skip
-def test_a_hiccup_of_the_network_is_tried_again_and_a_missing_shard_is_not(served, monkeypatch, slept, fail, times, says):
+def test_a_hiccup_of_the_network_is_tried_again_unlike_a_missing_shard(served, monkeypatch, slept, fail, times, says):
     folder, entries, address = served
     asked, get = [], Quiet.do_GET
 
