@@ -19,11 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from compdiff import nih, paths, pictures
 from compdiff.manifests import Manifest
 from compdiff.parts import Rejected, Task
 from compdiff.problems import DataError, Problems
+from compdiff.progress import interactive
 from compdiff.sheet import Record, Sheet
 
 TREES = {  # what the folder must hold, in words
@@ -138,8 +140,11 @@ def _mimic(sheet: Sheet) -> None:
 
 
 def _fairgenmed(sheet: Sheet) -> None:
-    """<folder of the split>/<name>.npz or .jpg, each folder in two spellings; the NPZ's codes must fit the table."""
-    for row in sheet.rows:
+    """<folder of the split>/<name>.npz or .jpg, each folder in two spellings; the NPZ's codes must fit the table.
+
+    A JPG's NPZ stands beside it; a copy that holds only the JPGs is taken too, and then knows no language.
+    """
+    for row in tqdm(sheet.rows, "finding files", unit="row", disable=not interactive()):
         row.patient = row.image.rsplit(".", 1)[0]
         number = row.patient.rsplit("_", 1)[-1]  # data_00001.npz stands beside slo_fundus_00001.jpg
         stems = dict.fromkeys([row.patient, f"data_{number}", f"slo_fundus_{number}"])
@@ -148,15 +153,16 @@ def _fairgenmed(sheet: Sheet) -> None:
         if row.image:
             sheet.place(row, [f"{folder}/{stem}.{kind}" for folder in folders for stem in stems])
         row.slo = kind == "jpg"
-        if row.file and kind == "npz":
-            _check_codes(sheet, row)
+        row.carried = {name: "" for name, _ in sheet.manifest.npz.values() if name not in sheet.manifest.schema.names}
+        if row.file and (npz := sheet.find(row, [f"{Path(row.file).parent}/{stem}.npz" for stem in stems])):
+            _check_codes(sheet, row, npz)
 
 
-def _check_codes(sheet: Sheet, row: Record) -> None:
+def _check_codes(sheet: Sheet, row: Record, npz: str) -> None:
     """Numbers of the NPZ -> names; one that contradicts the table is a problem, one without attribute is carried."""
     for name, (attribute, values) in sheet.manifest.npz.items():
         try:
-            array = pictures.read_member(sheet.root / row.file, name)
+            array = pictures.read_member(sheet.root / npz, name)
             value = values.get(int(array.item())) if array.size == 1 else None
         except (pictures.Unreadable, *pictures.UNREADABLE, TypeError) as error:
             problem = getattr(error, "problem", "truncated or not an NPZ")

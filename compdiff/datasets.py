@@ -62,6 +62,8 @@ def prepare(
             shutil.rmtree(stale)  # the lock is ours, so nobody writes there
         try:
             aside.mkdir(exist_ok=True)
+            for stale in [path for path in aside.iterdir() if path.is_file()]:
+                stale.unlink()  # of a killed run, maybe of other data; its shards are judged by their notes
             index = _build(declared, wanted, config.size, aside, workers)
             _swap(aside, out, index)
         except DataError:
@@ -102,7 +104,9 @@ def _lock(out: Path) -> Iterator[None]:
 def _swap(aside: Path, out: Path, index: dict) -> None:
     """Move the complete folder into place; an equal one that is already there stays untouched, for its readers."""
     if _same(out, index):
+        shutil.rmtree(aside)
         return
+    parts.clear_notes(aside, index["shards"])  # not before: until now a full disk or a kill costs no finished shard
     os.chmod(aside, 0o755)
     if out.exists():
         os.replace(out, aside.with_name(aside.name + "-old"))
@@ -128,7 +132,6 @@ def _build(manifest: Manifest, wanted: Cohort, size: int, folder: Path, workers:
     common = [manifest.sha256, wanted.settings, code, packages]
     rows, entries, rejects = parts.write(folder, wanted.tasks, size, common, workers)
     excluded = sorted(wanted.excluded + rejects, key=lambda entry: entry["id"])
-    parts.clear_notes(folder, entries)
     table = pd.DataFrame(rows)
     assert table["id"].is_unique, "two images got one id"
     record.write_text(folder / "samples.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -297,8 +300,8 @@ class Data:
         names = self.schema.names if tuple(named) == ALL else tuple(named)
         columns = [*self.schema.names, "age_years", "findings"]
         return [
-            attributes.prompt(self.manifest.prompts, row, names, self.schema)
-            for row in rows[columns].to_dict("records")
+            attributes.prompt(self.manifest.prompts, dict(zip(columns, values, strict=True)), names, self.schema)
+            for values in zip(*(rows[name] for name in columns), strict=True)
         ]
 
     def cells(self, rows: pd.DataFrame | None = None) -> np.ndarray:

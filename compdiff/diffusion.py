@@ -45,6 +45,7 @@ transformers.utils.logging.disable_progress_bar()
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 WEIGHTS = ("text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors")
 VAE_IMAGES, VAE_PIXELS = 64, 2**20  # that the VAE sees at once, at most: 64 images of 64 x 64, 4 of 512 x 512
+PROMPTS = 10_000  # that the tokenizer sees at once
 
 
 @dataclass
@@ -79,8 +80,12 @@ class Diffusion:
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> token ids [B, T], padded and cut to the encoder's length."""
         length = self.text_encoder.config.max_position_embeddings
-        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length)
-        return torch.tensor(encoded["input_ids"], dtype=torch.long)
+        how = dict(padding="max_length", truncation=True, max_length=length)
+        ids = [torch.empty(0, length, dtype=torch.long)]
+        for start in range(0, len(prompts), PROMPTS):  # the tokenizer's own answer takes kilobytes per prompt
+            encoded = self.tokenizer(list(prompts[start : start + PROMPTS]), **how)
+            ids.append(torch.tensor(encoded["input_ids"], dtype=torch.long))
+        return torch.cat(ids)
 
     @torch.no_grad()
     def moments(self, images: np.ndarray) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from compdiff import record, shards
 from compdiff.datasets import SPLITS, Data
 from compdiff.devices import on_accelerator
 from compdiff.diffusion import Diffusion
+from compdiff.progress import interactive
 
 
 class Rows:
@@ -75,7 +77,7 @@ def write(folder: Path, data: Data, base: Diffusion, base_sha256: str, share: tu
     on stderr, and its rows are left out of training from now on; else ShardError.
     """
     stamp = {"data": data.index["sha256"], "base": base_sha256}
-    for entry, rows in shards.share_of(_entries(data), share):
+    for entry, rows in _bar(shards.share_of(_entries(data), share), "images", share):
         path = Path(folder) / _name(entry)
         if _current(path, stamp):
             continue
@@ -95,7 +97,7 @@ def write(folder: Path, data: Data, base: Diffusion, base_sha256: str, share: tu
 def write_text(folder: Path, data: Data, base: Diffusion, base_sha256: str, named: Sequence[str], share: tuple[int, int] = (0, 1)) -> None:
     """The frozen text encoder's embeddings of every shard's prompts, which name the attributes in `named`."""
     stamp = {"data": data.index["sha256"], "base": base_sha256}
-    for entry, rows in shards.share_of(_entries(data), share):
+    for entry, rows in _bar(shards.share_of(_entries(data), share), "text", share):
         path = _text_folder(folder, named) / _name(entry)
         if entry["split"] not in ("train", "val") or _current(path, stamp):
             continue
@@ -103,6 +105,11 @@ def write_text(folder: Path, data: Data, base: Diffusion, base_sha256: str, name
         with torch.no_grad(), on_accelerator(base.text_encoder) as device:
             text = torch.cat([base.text_encoder(part.to(device))[0].cpu() for part in ids.split(256)])
         _save(path, {"text": text[:-1].contiguous(), "empty": text[-1].contiguous()}, stamp)
+
+
+def _bar(entries: Sequence, what: str, share: tuple[int, int]) -> Iterable:
+    """The entries, with a progress bar of shards; of several processes the first alone shows its own."""
+    return tqdm(entries, desc=f"encoding {what}", unit="shard", disable=share[0] > 0 or not interactive())
 
 
 def _entries(data: Data) -> list[tuple[dict, object]]:

@@ -145,23 +145,32 @@ def _dicom(path: Path) -> np.ndarray:
         if photometric not in ("MONOCHROME1", "MONOCHROME2") or int(data.get("NumberOfFrames") or 1) != 1:
             raise Unreadable("is not one grey image (MONOCHROME1 or MONOCHROME2)", "use a frontal radiograph")
         values = pixels.apply_modality_lut(data.pixel_array, data).astype(np.float64)
-    except (pydicom.errors.InvalidDicomError, AttributeError, NotImplementedError, RuntimeError, TypeError):
+    except (pydicom.errors.InvalidDicomError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError):
         raise Unreadable("has no pixels that can be decoded", "use the uncompressed file, or get it again") from None
+    try:
+        grey = _displayed(values, data)
+    except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError):
+        raise Unreadable("has a window or a VOI LUT that is empty or damaged") from None
+    return np.round(255 * np.clip(1 - grey if photometric == "MONOCHROME1" else grey, 0, 1)).astype(np.uint8)
+
+
+def _displayed(values: np.ndarray, data: object) -> np.ndarray:
+    """Values after the modality LUT -> [0, 1], as the file asks. Errors that a damaged header brings go through."""
+    from pydicom import pixels
+
     if "VOILUTSequence" in data:
         top = 2.0 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        grey = pixels.apply_voi(values.astype(np.int64), data).astype(np.float64) / top
-    elif data.get("WindowWidth") not in (None, ""):
-        grey = _window(values, data)
-    else:
-        grey = _stretch(values) / 255
-    return np.round(255 * np.clip(1 - grey if photometric == "MONOCHROME1" else grey, 0, 1)).astype(np.uint8)
+        return pixels.apply_voi(values.astype(np.int64), data).astype(np.float64) / top
+    if data.get("WindowWidth") not in (None, ""):
+        return _window(values, data)
+    return _stretch(values) / 255
 
 
 def _window(values: np.ndarray, data: object) -> np.ndarray:
     """The first window of the file -> [0, 1]: PS3.3 C.11.2.1.2 (LINEAR), C.11.2.1.3 (SIGMOID, LINEAR_EXACT)."""
     centre, width = (float(np.atleast_1d(data[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
     form = data.get("VOILUTFunction") or "LINEAR"
-    if width <= 0 or (form == "LINEAR" and width < 1):
+    if not np.isfinite([centre, width]).all() or width <= 0 or (form == "LINEAR" and width < 1):
         raise Unreadable("has a window of no width")
     if form == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - centre) / width))

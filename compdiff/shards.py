@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import tarfile
+import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,9 @@ MAX_SHARD = 256 * 2**20  # bytes
 ROW_BYTES = 4096  # of a sample besides its pixels: the row, headers, padding
 MEMBER = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,80})\.(png|json)")
 MAX_MEMBER = 64 * 2**20  # bytes
+PAUSES = (1, 4)  # seconds before a shard at an address is asked for again
+LASTING = (FileNotFoundError, IsADirectoryError, PermissionError, ImportError, ValueError)  # so is the next try
+REFUSED = set(range(400, 500)) - {408, 425, 429}  # status codes of HTTP: our request is at fault, not the moment
 
 
 class ShardError(ValueError):
@@ -67,7 +71,8 @@ def opened(where: str | Path, name: str) -> tuple[str, BinaryIO]:
     """(what to call it, open file) of the shard `name` in a folder or below an address.
 
     http and https go by Python itself; any other scheme (s3, gs, az, file, memory) by fsspec, which asks the environment
-    for credentials. An address is fetched whole (about MAX_SHARD at most), so that its hash comes before its content.
+    for credentials. An address is fetched whole (about MAX_SHARD at most), so that its hash comes before its content;
+    where the network fails, thrice.
     ShardError names a shard that cannot be had, without credentials.
     """
     if not is_address(where):
@@ -85,14 +90,30 @@ def opened(where: str | Path, name: str) -> tuple[str, BinaryIO]:
     # of Google's and Azure's) have no base in common but Exception.
     failures = (OSError, http.client.HTTPException, ImportError, ValueError) if web else (Exception,)
     try:
-        with urllib.request.urlopen(url, timeout=60) if web else fsspec.open(url, "rb") as file:
-            return shown, io.BytesIO(file.read())
+        return shown, _fetched(url, web, failures)
     except failures as error:
         problem = _without_secrets(error, parts)
         if isinstance(error, ImportError | ValueError) and not isinstance(error, OSError):
             remedy = f"install fsspec's driver for {parts.scheme}://"  # or it is no scheme at all
             raise ShardError(f"{shown}: {problem}; remedy: {remedy}") from None
         raise ShardError(f"{shown}: cannot be read ({problem})") from None
+
+
+def _fetched(url: str, web: bool, failures: tuple[type[Exception], ...]) -> BinaryIO:
+    """The content of an address. What may pass is tried again after a pause; what will not (404, no driver) is not."""
+    for pause in PAUSES:
+        try:
+            return _fetched_once(url, web)
+        except failures as error:
+            if isinstance(error, LASTING) or getattr(error, "code", None) in REFUSED:
+                raise
+            time.sleep(pause)
+    return _fetched_once(url, web)
+
+
+def _fetched_once(url: str, web: bool) -> BinaryIO:
+    with urllib.request.urlopen(url, timeout=60) if web else fsspec.open(url, "rb") as file:
+        return io.BytesIO(file.read())
 
 
 def _without_secrets(error: Exception, parts: SplitResult) -> str:

@@ -10,10 +10,12 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from compdiff import paths
 from compdiff.attributes import MAX_AGE, age_bin
@@ -21,8 +23,22 @@ from compdiff.columns import OTHERS_ZERO, Column
 from compdiff.manifests import LAYOUT_KEYS, Manifest
 from compdiff.pictures import image_problem
 from compdiff.problems import Problems
+from compdiff.progress import interactive
 
 NO_CATEGORY = "missing, or none of the categories"
+UNLINK = "put the files themselves there, or a bind mount (mount --bind, or -v of a container), which is no link"
+MIN_DIGITS = 5  # of a number that counts as an identifier in a text
+
+
+def _repeats(text: str, name: str) -> bool:
+    """Does the text hold this identifier as a word of its own? With or without the p or s before a number.
+
+    A number of fewer than five digits is no identifier that a text could give away: "12 mm" would be one.
+    """
+    core = re.sub(r"^[ps](?=\d+$)", "", name, flags=re.IGNORECASE)
+    if not core or core not in text or (core.isdigit() and len(core) < MIN_DIGITS):
+        return False
+    return bool(re.search(rf"(?<![0-9A-Za-z])[psPS]?{re.escape(core)}(?![0-9A-Za-z])", text))
 
 
 @dataclass
@@ -55,6 +71,7 @@ class Sheet:
         self.columns |= {f"label {k}": c for k, c in manifest.label_columns.items() if isinstance(c, Column)}
         self.header = {name: " or ".join(column.header) for name, column in self.columns.items()}
         self.rows: list[Record] = []
+        self.tops: dict[str, bool] = {}  # top folder of images -> does it stay below the root?
         self.missing = 0  # rows whose image is not there
         self.unclear: dict[str, str] = {}  # patient -> which attribute differs between that patient's rows
 
@@ -206,7 +223,7 @@ class Sheet:
 
     def _findings(self, row: Record, text: str) -> str:
         """The report's sentence for the prompt, on one line. One that repeats an identifier is refused."""
-        if any(name in text for name in (row.patient, row.study, row.image) if name):
+        if any(_repeats(text, name) for name in (row.patient, row.study, row.image, Path(row.image).stem)):
             self.bad(row.line, "findings", "repeats an identifier of its row", "remove it from the text")
         return " ".join(text.split())
 
@@ -238,32 +255,45 @@ class Sheet:
                 where = "patient" if "patient" in self.columns else "image"
                 self.bad(row.line, where, f"patient in two splits; see row {first.line}", "split by patient")
 
-    def place(self, row: Record, candidates: Iterator[str] | list[str]) -> None:
-        """Sets `row.file` to the first candidate (path below the root) that is a file, and stays below the root."""
+    def find(self, row: Record, candidates: Iterable[str]) -> str | None:
+        """The first candidate (path below the root) that is a file and stays there; "" = refused, None = not there."""
         for name in candidates:
             if ".." in Path(name).parts or Path(name).is_absolute() or "\\" in name or "\0" in name:
                 self.bad(row.line, "image", "path leaves the data folder", "give a path below it")
-                return
+                return ""
             if os.path.isfile(self.root / name):  # unlike Path.is_file, False for a name that is too long
-                try:
-                    paths.inside(self.root, name)
-                except ValueError:
-                    problem = "image is a link that leaves the data folder"
-                    self.bad(row.line, "image", problem, "put the file itself there")
-                    return
-                row.file = name
-                return
+                top = Path(name).parts[0]
+                if top != name and top not in self.tops:  # reported at its first row, not at each
+                    self.tops[top] = self._stays(row, top, "the top folder of this and further images")
+                return name if self.tops.get(top, True) and self._stays(row, name, "image") else ""
+        return None
+
+    def _stays(self, row: Record, name: str, what: str) -> bool:
+        """Is a path below the root after links? A problem of the row where it is not."""
+        try:
+            paths.inside(self.root, name)
+        except ValueError:
+            self.bad(row.line, "image", f"{what} is a link that leaves the data folder", UNLINK)
+            return False
+        return True
+
+    def place(self, row: Record, candidates: Iterable[str]) -> None:
+        """Sets `row.file` to the first candidate that is there; one that is nowhere is a problem, or a reason."""
+        found = self.find(row, candidates)
+        row.file = found or ""
+        if found is not None:
+            return
         self.missing += 1
         if not row.reason:
             remedy = "get its archive, or remove the row"
             self.leave_out(row, "image_errors", "image", "image missing", remedy, "image missing")
-
 
     def check_images(self) -> None:
         """Decode every image once, in threads."""
         found = [row for row in self.rows if row.file and not row.reason]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             problems = pool.map(lambda row: image_problem(self.root / row.file, row.slo), found)
-            for row, problem in zip(found, problems, strict=True):
+            bar = tqdm(problems, "checking images", len(found), unit="image", disable=not interactive())
+            for row, problem in zip(found, bar, strict=True):
                 if problem:
                     self.bad(row.line, "image", *problem)

@@ -95,6 +95,22 @@ def test_fairgenmed_codes_are_mapped_by_name_and_both_spellings_are_found(copy):
     assert table["race"].value_counts().to_dict() == wanted and table["language"].eq("English").all()
 
 
+def test_the_language_of_a_jpg_is_that_of_the_npz_beside_it(copy, tmp_path):
+    tree = copy("fairgenmed", "jpg")
+    for row, code in ((2, 1), (3, 2), (4, -1)):
+        with np.load(_npz(tree, row)) as arrays:
+            content = dict(arrays)
+        np.savez(_npz(tree, row), **content | {"language": np.array(code)})
+    _npz(tree, 5).unlink()
+    found = tree.prepare(tmp_path / "jpg").table
+    assert found["language"].value_counts().to_dict() == {
+        "English": len(found) - 4, "Spanish": 1, "Other": 1, "": 2}  # fmt: skip
+    for path in tree.root.rglob("*.npz"):
+        path.unlink()
+    alone = tree.prepare(tmp_path / "alone").table
+    assert alone["language"].eq("").all() and alone.drop(columns="language").equals(found.drop(columns="language"))
+
+
 def test_non_hispanic_is_not_hispanic(copy):
     tree = copy("chexpert")
     for row in tree.rows:
@@ -113,6 +129,41 @@ def test_mimic_sentences_become_prompts_and_may_not_name_anybody(copy):
     shutil.rmtree(tree.root.parent / "out")
     tree.set(2, "findings", f"Patient {tree.rows[0]['subject_id']} has no finding.")
     assert any("row 2, column final_sentence: repeats an identifier" in line for line in tree.refused())
+
+
+@pytest.mark.parametrize("text", [
+    "Compared with {patient}.", "Seen as p{patient}", "Study {study}: clear.", "Study s{study}: clear.", "({image})",
+    "File {image}.jpg.", "See p{patient}/s{study}."])  # fmt: skip
+def test_a_sentence_may_not_name_mimics_bare_numbers_where_the_table_has_paths(copy, text):
+    tree = copy("mimic")
+    first = tree.rows[0]
+    bare = {"patient": first["subject_id"].strip("p"), "study": first["study_id"].strip("s")}
+    bare["image"] = tree.image(2).stem
+    first[tree.head("image")] = str(tree.image(2).relative_to(tree.root))
+    for row in tree.rows:
+        row["subject_id"], row["study_id"] = f"p{row['subject_id'].strip('p')}", f"s{row['study_id'].strip('s')}"
+    tree.set(2, "findings", text.format(**bare))
+    tree.set(3, "findings", f"A part of one is none: 1{bare['patient']}, {bare['image']}0.")
+    found = [line for line in tree.refused() if "repeats an identifier" in line]
+    assert len(found) == 1 and "row 2, column final_sentence" in found[0], found
+
+
+def test_a_small_number_in_a_sentence_is_no_identifier(copy):
+    tree = copy("folder")
+    patient, sentence = tree.rows[0][tree.head("patient")], "A 12 mm nodule."
+    tree.raw["columns"]["findings"] = {"header": ["sentence"], "optional": True}
+    tree.header.append("sentence")
+    for row in tree.rows:
+        row["sentence"] = ""
+        if row[tree.head("patient")] == patient:
+            row |= {tree.head("patient"): "12", "sentence": sentence}
+    assert (tree.prepare().table["findings"] == sentence).any()
+    shutil.rmtree(tree.root.parent / "out")
+    for row in tree.rows:
+        if row["sentence"]:
+            row[tree.head("patient")] = "12-B"
+    tree.rows[0]["sentence"] = "Nodule of 12-B."
+    assert any("row 2, column sentence: repeats an identifier" in line for line in tree.refused())
 
 
 def test_a_patient_of_two_races_is_left_out_or_keeps_one_per_image(copy, tmp_path):
@@ -283,6 +334,18 @@ def test_a_link_that_leads_out_is_refused(copy, dataset):
         tree.prepare()
 
 
+@pytest.mark.parametrize("dataset, folder", [("mimic", "files"), ("folder", "images")])
+def test_a_top_folder_that_is_a_link_is_reported_once(copy, dataset, folder):
+    tree = copy(dataset)
+    (tree.root / folder).rename(tree.root.parent / "elsewhere")
+    (tree.root / folder).symlink_to(tree.root.parent / "elsewhere")
+    tree.raw["image_errors"] = "exclude"  # not even then
+    with pytest.raises(DataError) as caught:
+        tree.prepare()
+    (line,) = caught.value.problems
+    assert "row 2, column" in line and "top folder" in line and "bind mount" in line
+
+
 def test_an_npz_is_never_unpickled(copy):
     class Boom:
         def __reduce__(self):
@@ -298,11 +361,17 @@ def test_an_npz_is_never_unpickled(copy):
     assert any("row 3" in line and "array race holds objects" in line for line in lines), lines
 
 
-def test_an_npz_that_contradicts_the_table_is_refused(copy):
-    tree = copy("fairgenmed")
-    with np.load(tree.image(2)) as arrays:
+def _npz(tree, row):
+    path = tree.image(row)
+    return path.with_name(path.stem.replace("slo_fundus", "data") + ".npz")
+
+
+@pytest.mark.parametrize("kind", ["", "jpg"])
+def test_an_npz_that_contradicts_the_table_is_refused(copy, kind):
+    tree = copy("fairgenmed", kind)
+    with np.load(_npz(tree, 2)) as arrays:
         content = dict(arrays)
-    np.savez(tree.image(2), **content | {"race": (int(content["race"]) + 1) % 3})
+    np.savez(_npz(tree, 2), **content | {"race": (int(content["race"]) + 1) % 3})
     assert any("row 2, column race: contradicts race in the NPZ" in line for line in tree.refused())
 
 

@@ -200,6 +200,18 @@ def test_prompts_are_padded_and_cut_to_the_encoders_length(loaded):
     assert len(set(ids[1].tolist()) - {begin, end}) == 5  # the heart is enlarged .
 
 
+def test_many_prompts_are_tokenized_in_pieces_to_the_same_ids(loaded, monkeypatch):
+    prompts = ["", "The heart is enlarged.", "heart " * 200, "52 year old", "There is a fracture.", ""]
+    whole, length = loaded.tokenize(prompts), loaded.text_encoder.config.max_position_embeddings
+    asked, tokenizer = [], loaded.tokenizer
+    monkeypatch.setattr(loaded, "tokenizer", lambda texts, **how: asked.append(len(texts)) or tokenizer(texts, **how))
+    for piece, sizes in ((1, [1] * 6), (4, [4, 2]), (3, [3, 3]), (6, [6])):
+        monkeypatch.setattr(diffusion, "PROMPTS", piece)
+        assert torch.equal(loaded.tokenize(tuple(prompts)), whole) and asked == sizes
+        asked.clear()
+    assert loaded.tokenize([]).shape == (0, length)
+
+
 @pytest.mark.parametrize("name", ["chest", "fundus", "nih"])  # what the tiny base is used for
 def test_the_longest_prompt_fits(loaded, name):
     manifest = base.load_manifest(name)

@@ -92,6 +92,19 @@ def test_shares_write_every_file_once_and_a_killed_one_goes_on(cut, tmp_path, mo
         latents.read(tmp_path, data, base, "other", "train", ())
 
 
+def test_the_first_process_shows_a_person_how_far_encoding_is(cut, tmp_path, monkeypatch, capfd):
+    data, base, sha256 = cut
+    n = len(data.index["shards"])
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    latents.write(tmp_path / "pipe", data, base, sha256)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook in JupyterLab")
+    latents.write(tmp_path / "pipe", data, base, sha256)
+    assert f" {n}/{n} " in capfd.readouterr().err
+    latents.write(tmp_path / "pipe", data, base, sha256, (1, 2))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_bad_shard_stops_or_is_skipped_named_and_counted(cut, tmp_path, capsys):
     data, base, sha256 = cut
     copy = tmp_path / "copy"

@@ -76,13 +76,16 @@ def test_without_a_window_the_values_are_scaled_and_a_table_counts_first(tmp_pat
         ({"Rows": 65535, "Columns": 65535}, "65535x65535 pixels"),
         ({"Rows": 640}, "truncated or not a DICOM"),
         ({"WindowWidth": 0}, "a window of no width"),
+        ({"WindowCenter": None}, "empty or damaged"),
+        ({"VOILUTSequence": []}, "empty or damaged"),
+        ({"VOILUTSequence": [pydicom.Dataset()]}, "empty or damaged"),
         ({"PixelData": None}, "no pixels that can be decoded|truncated or not"),
     ],
 )
 def test_hostile_dicom(tmp_path, tags, says):
     data = pydicom.dcmread(_dicom(tmp_path))
     for name, value in tags.items():
-        if value is None:
+        if name == "PixelData":
             delattr(data, name)
         else:
             setattr(data, name, value)

@@ -1,5 +1,6 @@
 """Preparation of real data: bytes that stay the same, kills, failed writes, memory, names; and what is said without the data."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from layouts import LAYOUTS, SALT, SIZE, contents
 from PIL import Image
 
-from compdiff import datasets, parts, paths, run, shards, skeleton
+from compdiff import datasets, parts, paths, record, run, shards, skeleton
 from compdiff.config import DataConfig
 from compdiff.manifests import load_manifest
 from compdiff.problems import DataError
@@ -67,7 +68,6 @@ def test_what_was_kept_is_made_again_when_an_image_changed(copy, tmp_path, monke
     tree = copy("folder")
     monkeypatch.setattr(shards, "PER_SHARD", 4)
     monkeypatch.setattr(datasets, "_swap", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr(parts, "clear_notes", lambda *given: None)
     with pytest.raises(KeyboardInterrupt):
         tree.prepare(tmp_path / "data")
     monkeypatch.undo()
@@ -89,6 +89,30 @@ def test_a_write_that_fails_leaves_nothing_that_looks_done(copy, tmp_path):
     assert contents(tree.prepare(tmp_path / "data").folder) == whole
 
 
+@pytest.mark.parametrize("name", ["samples.csv", "datasheet.md", "index.json"])
+def test_a_disk_that_is_full_after_the_last_shard_costs_no_shard(copy, tmp_path, monkeypatch, name):
+    tree = copy("folder")
+    whole = contents(tree.prepare(tmp_path / "whole").folder)
+    write = record.write_text
+
+    def full(path, text):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "the disk is full", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(record, "write_text", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        tree.prepare(tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    monkeypatch.undo()
+    (tmp_path / ".data.new" / ".left-by-a-kill").write_text("")
+    monkeypatch.setattr(shards, "encode_png", lambda image: pytest.fail("a finished shard was made again"))
+    for _ in range(2):  # the second finds an equal folder in place
+        assert contents(tree.prepare(tmp_path / "data").folder) == whole
+        assert not list(tmp_path.glob(".data.new*"))
+        monkeypatch.undo()
+
+
 def test_progress_is_shown_to_a_person_only(copy, tmp_path, monkeypatch, capfd):
     tree = copy("folder")
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
@@ -96,7 +120,8 @@ def test_progress_is_shown_to_a_person_only(copy, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("JPY_SESSION_NAME", "a notebook in JupyterLab")
     tree.prepare(tmp_path / "in a notebook")
-    assert f" {len(whole.table)}/{len(whole.table)} " in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f" {len(whole.table)}/{len(whole.table)} " in said and "checking images: 100%" in said
     assert contents(tmp_path / "in a pipe") == contents(tmp_path / "in a notebook")
 
 

@@ -7,6 +7,7 @@ import json
 import pickle
 import tarfile
 import threading
+import types
 
 import fsspec
 import numpy as np
@@ -191,6 +192,14 @@ def served(tmp_path):
         server.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def slept(monkeypatch):
+    """The pauses between two tries, in seconds; nobody waits for them."""
+    pauses = []
+    monkeypatch.setattr(shards, "time", types.SimpleNamespace(sleep=pauses.append))
+    return pauses
+
+
 def _equal(a, b):
     assert [row for row, _ in a] == [row for row, _ in b] and len(a)
     assert all(np.array_equal(x, y) for (_, x), (_, y) in zip(a, b, strict=True))
@@ -219,6 +228,39 @@ def test_a_bad_shard_at_an_address_is_named_and_by_choice_skipped_and_counted(se
     assert "skipped 5 images: http://127" in capsys.readouterr().err
 
 
+def _cut(handler):
+    """Promise a whole file, send a part, hang up."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "10240")
+    handler.end_headers()
+    handler.wfile.write(b"part")
+
+
+def _says(code):
+    return lambda handler: handler.send_error(code)
+
+
+@pytest.mark.parametrize(("fail", "times", "says"), [
+    (_says(503), 1, ""), (_says(429), 2, ""), (_cut, 2, ""), (_says(500), 3, "HTTP Error 500"),
+    (_cut, 3, "IncompleteRead"),
+    (_says(404), 1, "HTTP Error 404"), (_says(403), 1, "HTTP Error 403")])  # fmt: skip
+def test_a_hiccup_of_the_network_is_tried_again_unlike_a_missing_shard(served, monkeypatch, slept, fail, times, says):
+    folder, entries, address = served
+    asked, get = [], Quiet.do_GET
+
+    def stumble(handler):
+        asked.append(handler.path)
+        return fail(handler) if len(asked) <= times else get(handler)
+
+    monkeypatch.setattr(Quiet, "do_GET", stumble, raising=False)
+    got = list(shards.read_all(address, entries[:1], SIZE, skipped := []))
+    if says:
+        assert not got and len(skipped) == 1 and says in skipped[0]
+    else:
+        _equal(got, list(shards.read_all(folder, entries[:1], SIZE)))
+    assert len(asked) == (times if says else times + 1) and slept == [1, 4][: len(asked) - 1]
+
+
 @pytest.mark.parametrize(("where", "says"), [
     ("nosuch://bucket", "remedy: install fsspec's driver for nosuch://"),
     ("memory://user:secret@nothing", "memory://nothing/shards/train-000000.tar: cannot be read"),
@@ -232,7 +274,7 @@ def test_an_address_that_leads_nowhere_is_a_named_error_without_credentials(tmp_
         list(shards.read(where, {**entry, "file": "../x.tar"}, SIZE))
 
 
-def test_what_a_driver_raises_names_the_shard_and_can_be_skipped(served, capsys):
+def test_what_a_driver_raises_names_the_shard_and_can_be_skipped(served, capsys, slept):
     class NoCredentials(Exception):
         """Like botocore's: no OSError, no ValueError."""
 
@@ -245,6 +287,7 @@ def test_what_a_driver_raises_names_the_shard_and_can_be_skipped(served, capsys)
     where = "cloud://reader:secret@bucket/data"
     with pytest.raises(shards.ShardError, match=r"^cloud://bucket/data/shards/train-0.*: cannot be read") as caught:
         list(shards.read_all(where, entries, SIZE))
+    assert slept == [1, 4], "whatever it raises may pass"
     assert list(shards.read_all(where, entries, SIZE, skipped := [])) == [] and len(skipped) == 2
     assert not [word for word in ("secret", "reader") if word in str(caught.value) + capsys.readouterr().err]
 
