@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -232,6 +233,7 @@ def main(words: Sequence[str]) -> None:
     given = {name.lower(): value for name, value in (word.split("=", 1) for word in words[2:])}
     if set(given) - set(FROM_WORDS):
         raise SystemExit(main.__doc__)
+    given |= {"base": os.path.expanduser(given["base"])} if "base" in given else {}
     export(words[0], words[1], **given)
     print(f"{words[1]}: diffusers pipeline, conditioner and README.md")
 

@@ -9,6 +9,7 @@ gloo: `accelerate launch --cpu` would start one only, unless there is MPI.)
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,7 @@ def parse(words: Sequence[str]) -> tuple[str, Job]:
         raise SystemExit(usage())
     given = {name.lower(): value for name, value in (word.split("=", 1) for word in words if "=" in word)}
     said = {name: given.pop(name) for name in WORDS if name in given}
+    given |= {"base": os.path.expanduser(given["base"])} if "base" in given else {}
     job = Job(*names[1:], **said, overrides=given)
     job.settings()
     return names[0], job
