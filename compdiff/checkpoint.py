@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -99,7 +100,10 @@ class Checkpoint:
             save_file(tensors, temporary, metadata={"state": json.dumps(meta)})
 
     def keep_best(self, score: float, step: int) -> None:
-        """Write weights.safetensors when `score` is the lowest yet (called with the averaged weights in place)."""
+        """Write weights.safetensors when `score` is the lowest yet (called with the averaged weights in place).
+
+        `score` has to be the same number in every process: under FSDP all of them put the weights together.
+        """
         if score < self.best["val_loss"]:
             self.best = {"val_loss": score, "step": step}
             tensors = {n: whole(p.detach()).cpu().contiguous() for n, p in self.params.items()}
@@ -108,12 +112,36 @@ class Checkpoint:
                     save_file(tensors, temporary)
 
 
-def make_ready(folder: Path, wanted: str) -> None:
-    """Remove what other inputs than `wanted` made, and half-written files of a killed process."""
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Hold a training folder by a lock beside it, which ends with the process; False where another one holds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def make_ready(folder: Path, inputs: Mapping[str, str]) -> bool:
+    """Is the run of `inputs` (as in run.json) finished here? Else remove what other inputs made, a result that was
+    changed since, and half-written files of a killed process."""
     marker, made = folder / "inputs.json", ("checkpoint.safetensors", "weights.safetensors", "log.csv")
     for stale in (path for name in made for path in folder.glob(f".{name}.*")):
         stale.unlink()
-    if not marker.exists() or json.loads(marker.read_text())["inputs"] != wanted:
+    if record.is_current(folder, inputs):
+        return True
+    if not marker.exists() or json.loads(marker.read_text())["inputs"] != inputs["training"]:
         for old in made:
             (folder / old).unlink(missing_ok=True)
-        record.write_json(marker, {"inputs": wanted})
+        record.write_json(marker, {"inputs": inputs["training"]})
+    weights, known = folder / "weights.safetensors", record.read_run(folder)
+    if known and not record.unchanged(weights, known["outputs"][weights.name]):
+        weights.unlink(missing_ok=True)  # no checkpoint stands for it any more: `restore` starts afresh
+    (folder / "run.json").unlink(missing_ok=True)
+    return False

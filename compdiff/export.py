@@ -1,11 +1,12 @@
 """A trained run as a folder for others: a plain diffusers pipeline, the conditioner beside it, and a model card.
 
-`python -m compdiff.export RUN_FOLDER TARGET [BASE=...] [REVISION=...]` writes it, `load_pipeline` opens it.
+`python -m compdiff.export RUN_FOLDER TARGET [BASE=<folder>] [REVISION=...]` writes it, `load_pipeline` opens it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -97,9 +98,9 @@ def _conditioner(known: Mapping, schema: Schema, d_ctx: int) -> Conditioner:
 def export(run: str | Path, target: str | Path, **base: str) -> None:
     """Write the run <runs>/<profile>/<dataset>/seed<k>/train/<method> to the new folder `target`; adapters are merged.
 
-    `base`: settings base, revision, base_sha256, where the base model lies elsewhere than in training.
-    ValueError: `run` is no such folder, its weights have changed, or the base is another one. FileNotFoundError: the
-    run is not finished. FileExistsError: `target` holds something.
+    `base`: settings base, revision, base_sha256; needed where the base is a folder (run.json keeps no paths), or lies
+    elsewhere than in training. ValueError: `run` is no such folder, its weights have changed, or the base is another
+    one. FileNotFoundError: the run is not finished, or the base is to be named. FileExistsError: `target` holds something.
     """
     run, target = Path(run).resolve(), Path(target).resolve()
     if target.exists() and any(target.iterdir()):
@@ -111,7 +112,11 @@ def export(run: str | Path, target: str | Path, **base: str) -> None:
     if not record.unchanged(run / "weights.safetensors", known["outputs"]["weights.safetensors"]):
         raise ValueError(f"{run / 'weights.safetensors'} is not what run.json describes: train again")
     config = override(settings(folder.root.parent.name, folder.root.name, method), **(known["parameters"] | base))
-    model_base, sha256 = diffusion.load_for(folder, config)
+    try:
+        model_base, sha256 = diffusion.load_for(folder, config)
+    except FileNotFoundError as error:
+        remedy = "Where the base is a folder, name it: BASE=<folder> (run.json keeps no paths)"
+        raise FileNotFoundError(f"{error}. {remedy}") from None
     if sha256 != known["inputs"]["base"]:
         raise ValueError(f"base {config.base_model.base!r} is not the one of {run.name}: name that one with BASE=")
     data = datasets.load(folder.data)
@@ -221,13 +226,14 @@ Research and teaching about fair image generation: data augmentation experiments
 def main(words: Sequence[str]) -> None:
     """Usage: python -m compdiff.export RUN_FOLDER TARGET [BASE=... REVISION=... BASE_SHA256=...]
 
-    RUN_FOLDER: <runs>/<profile>/<dataset>/seed<k>/train/<method>. BASE: where its base model lies now, if elsewhere.
+    RUN_FOLDER: <runs>/<profile>/<dataset>/seed<k>/train/<method>. BASE: its base model, where that is a folder.
     """
     if len(words) < 2 or not all("=" in word for word in words[2:]):
         raise SystemExit(main.__doc__)
     given = {name.lower(): value for name, value in (word.split("=", 1) for word in words[2:])}
     if set(given) - set(FROM_WORDS):
         raise SystemExit(main.__doc__)
+    given |= {"base": os.path.expanduser(given["base"])} if "base" in given else {}
     export(words[0], words[1], **given)
     print(f"{words[1]}: diffusers pipeline, conditioner and README.md")
 

@@ -9,6 +9,7 @@ gloo: `accelerate launch --cpu` would start one only, unless there is MPI.)
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Job:
     dataset: str
     method: str = ""
     profile: str = "demo"
-    seed: str = "0"
+    seed: str = ""  # "" = the profile's own, as for make paper
     runs: str = ""
     skip: str = "0"  # encode: 1 = leave out the rows of shards that are missing or corrupt
     strategies: str = ""  # generate: the sets of these downstream strategies too
@@ -37,8 +38,13 @@ class Job:
     overrides: Mapping[str, str] = field(default_factory=dict)  # settings, and RECIPE
 
     @property
+    def number(self) -> int:
+        """The training seed."""
+        return int(self.seed or config.SEEDS[self.profile])
+
+    @property
     def folder(self) -> RunFolder:
-        return RunFolder(self.runs, self.profile, self.dataset, int(self.seed))
+        return RunFolder(self.runs, self.profile, self.dataset, self.number)
 
     def settings(self, method: str = "") -> config.Config:
         return config.settings(self.profile, self.dataset, "" if method == sample.UNTRAINED else method, **self.overrides)
@@ -58,7 +64,7 @@ def encode(job: Job, accelerator: Accelerator) -> str:
 
 def fit(job: Job, accelerator: Accelerator) -> str:
     """METHOD of notebooks 02 to 04"""
-    log = methods.fit(job.method, job.folder, job.settings(job.method), int(job.seed), accelerator)
+    log = methods.fit(job.method, job.folder, job.settings(job.method), job.number, accelerator)
     best = log.loc[log["val_loss"].idxmin()]
     return f"{len(log)} steps, best validation loss {best['val_loss']:.4f} at step {best['step']:.0f}"
 
@@ -78,7 +84,7 @@ def generate(job: Job, accelerator: Accelerator) -> str:
         rows = sample.set_rows(data, name, job.settings())
         made[name] = sample.generate(
             folder.generated(method, name), rows, data.prompts(rows, named), data.attributes(rows), model, base,
-            job.settings().sample, method, checkpoint, int(job.seed), bar, share(accelerator),
+            job.settings().sample, method, checkpoint, job.number, bar, share(accelerator),
         )  # fmt: skip
     listed = {n: "" if (folder.generated(method, n) / "samples.csv").exists() else " (others still draw)" for n in made}
     return ", ".join(f"{len(table)} images of {name}{listed[name]}" for name, table in made.items())
@@ -121,6 +127,7 @@ def parse(words: Sequence[str]) -> tuple[str, Job]:
         raise SystemExit(usage())
     given = {name.lower(): value for name, value in (word.split("=", 1) for word in words if "=" in word)}
     said = {name: given.pop(name) for name in WORDS if name in given}
+    given |= {"base": os.path.expanduser(given["base"])} if "base" in given else {}
     job = Job(*names[1:], **said, overrides=given)
     job.settings()
     return names[0], job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,7 @@ def parse(words: Sequence[str], profile: str) -> Request:
             raise Refused(f"unknown variable {name!r}; closest: {', '.join(close)} (python -m compdiff.run lists all)")
         given[name] = value.strip()
     overrides = {dials[n]: v for n, v in given.items() if n in dials}
+    overrides |= {"base": os.path.expanduser(overrides["base"])} if "base" in overrides else {}  # no shell does it in quotes
     overrides |= {"recipe": given["RECIPE"]} if "RECIPE" in given else {}
     ablation = given.get("ABLATION", "0")
     if ablation not in ("0", "1"):

@@ -96,8 +96,9 @@ def check(project: Project, request: Request, todo: Sequence[Step], heading: str
             f"PROFILE={request.profile} needs BASE=<folder or hub id of Stable Diffusion 2.1-base>: its first address "
             "closed in November 2025, so give a folder with the weights, or a mirror's id with REVISION=<commit>"
         )
-    elif base.base != "tiny" and not (project.root / Path(base.base).expanduser()).is_dir() and not base.revision:
-        problems.append(f"BASE={base.base} is not a folder; as a hub id it needs REVISION=<commit>")
+    elif base.base != "tiny" and not (project.root / base.base).is_dir():
+        if base.base.startswith(("/", ".", "~")) or not base.revision:
+            problems.append(f"BASE={base.base} is not a folder; as a hub id it needs REVISION=<commit>")
     for step in todo:
         if not step.notebook.is_file():
             problems.append(f"{step.notebook.name} is not in {step.project.notebooks.name}/")
@@ -173,7 +174,7 @@ def perform(step: Step, upstream: Mapping[str, str | None], stopping: threading.
 
 
 def run(project: Project, request: Request) -> None:
-    """Carry out a request: one line for each step when it has ended, and when it begins if it may have company."""
+    """Carry out a request: a line when a step begins, one when it has ended; one only for what is up to date."""
     start = time.monotonic()
     planned = plan(project, request)
     all_steps = [step for step, _ in planned]
@@ -186,8 +187,7 @@ def run(project: Project, request: Request) -> None:
         upstream = digests(step, all_steps)
         if not step.reasons(upstream):
             return None
-        if jobs > 1:
-            print(f"{'':8s}{step.label:34s} ... begun", flush=True)
+        print(f"{'':8s}{step.label:34s} ... begun", flush=True)
         return perform(step, upstream, stopping, threads[step.label])
 
     def told(step: Step, end: float | BaseException | None) -> None:

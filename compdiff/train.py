@@ -28,7 +28,7 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from compdiff import optim, record, sharded, sources
-from compdiff.checkpoint import EMA, Checkpoint, copy_into, make_ready
+from compdiff.checkpoint import EMA, Checkpoint, alone, copy_into, make_ready
 from compdiff.config import Config, TrainConfig, flat
 from compdiff.diffusion import Denoiser, Diffusion, trainable
 from compdiff.interfaces import Conditioner, Reweighter
@@ -183,7 +183,8 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
         row = {"step": step + 1, **means, "grad_norm": float(sharded.whole(grad_norm)), "lr": c.lr * learning_rate(step, c)}
         if (step + 1) % validate_every == 0 or step + 1 == c.steps:
             with ema.applied() if ema is not None else contextlib.nullcontext():
-                row["val_loss"] = validation_loss(model, base, valid, device)
+                score = validation_loss(model, base, valid, device)
+                row["val_loss"] = score if world == 1 else broadcast(torch.tensor([score], dtype=torch.float64, device=device)).item()
                 if not math.isfinite(row["val_loss"]):
                     raise FloatingPointError(f"val_loss is {row['val_loss']} at step {step + 1}: lower lr")
                 run.keep_best(row["val_loss"], step + 1)
@@ -268,20 +269,35 @@ def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid:
         denoiser: Callable[..., Denoiser] = Denoiser) -> pd.DataFrame:  # fmt: skip
     """`train` to the end, unless `folder` already holds the result of the same inputs; writes run.json, returns the log.
 
-    A folder with a half-finished run of the same inputs is continued; one of other inputs is started afresh.
+    A folder with a half-finished run of the same inputs is continued; one of other inputs is started afresh; a finished
+    one needs no checkpoint. RuntimeError while another command trains in `folder`.
     ConnectionError in the processes that are left when another one has ended or does not answer.
     """
     folder, accelerator = Path(folder), accelerator or new_accelerator(config.train)
     wanted = inputs_hash(config, base_sha256, data, valid, conditioner, reweighter, columns, seed, denoiser)
-    if accelerator.is_main_process:
-        make_ready(folder, wanted)
-    accelerator.wait_for_everyone()
-    made_by = record.Run(folder / "run.json", {"training": wanted, "base": base_sha256}, flat(config), [seed])
-    quiet = not (interactive() and accelerator.is_main_process)
-    bar = tqdm(total=config.train.steps, disable=quiet, unit="step", desc=folder.name)
+    inputs, main = {"training": wanted, "base": base_sha256}, accelerator.is_main_process
+    made_by = record.Run(folder / "run.json", inputs, flat(config), [seed])
+    with alone(folder) if main else contextlib.nullcontext(True) as ours:
+        finished = main and ours and make_ready(folder, inputs)
+        ours, finished = broadcast(torch.tensor([ours, finished], dtype=torch.int, device=accelerator.device)).tolist()
+        if not ours:  # the main process has looked for all
+            raise RuntimeError(f"another command trains in {folder}: let it finish or end it, then start this one again")
+        if not finished:
+            steps = train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator, denoiser)
+            _carry_out(steps, config.train.steps, folder.name, accelerator)
+            accelerator.wait_for_everyone()  # the main process has written the log
+            if main:
+                made_by.outputs = [folder / "weights.safetensors", folder / "log.csv"]
+                made_by.finish()
+    return pd.read_csv(folder / "log.csv")
+
+
+def _carry_out(rows: Iterator[dict], steps: int, name: str, accelerator: Accelerator) -> None:
+    """All steps of `train`, with a progress bar. ConnectionError: see `run`."""
+    bar = tqdm(total=steps, disable=not (interactive() and accelerator.is_main_process), unit="step", desc=name)
     done = 0
     try:
-        for row in train(config, base, data, valid, conditioner, reweighter, folder, columns, seed, accelerator, denoiser):
+        for row in rows:
             bar.update(row["step"] - done)
             done = row["step"]
             bar.set_postfix(loss=f"{row['loss']:.3f}", images_per_s=f"{row['images_per_s']:.0f}")
@@ -290,12 +306,7 @@ def run(config: Config, base: Diffusion, base_sha256: str, data: Latents, valid:
             raise
         rank, world = accelerator.process_index, accelerator.num_processes
         raise ConnectionError(
-            f"process {rank} of {world}: another process has ended or does not answer, after step {done} of {config.train.steps}. "
+            f"process {rank} of {world}: another process has ended or does not answer, after step {done} of {steps}. "
             "Start the same command again: it goes on from the last checkpoint"
         ) from error
     bar.close()
-    accelerator.wait_for_everyone()  # the main process has written the log
-    if accelerator.is_main_process and done:
-        made_by.outputs = [folder / "weights.safetensors", folder / "log.csv"]
-        made_by.finish()
-    return pd.read_csv(folder / "log.csv")

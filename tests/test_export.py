@@ -145,6 +145,8 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(root, tmp_path):
     base, run = {"base": str(root / "base")}, tiny.run_folder(root).train("hcn")
     refused(tmp_path, tmp_path / "a", ValueError, "is not <runs>/<profile>/<dataset>/seed<k>/train/<method>", **base)
     refused(run.with_name("flat"), tmp_path / "b", FileNotFoundError, "holds no finished run", **base)
+    named = "is no folder here.*Where the base is a folder, name it: BASE=<folder>"
+    refused(run, tmp_path / "e", FileNotFoundError, named)  # the base lies outside of the repository: run.json has its last name
     other = shutil.copytree(root / "base", tmp_path / "base")
     (other / "tokenizer" / "more.txt").write_text("")
     refused(run, tmp_path / "c", ValueError, "is not the one of hcn: name that one with BASE=", base=str(other))

@@ -8,7 +8,8 @@ import pytest
 import tiny
 import torch
 
-from compdiff import datasets, diffusion, features, latents, launch, methods, sample, train
+from compdiff import config, datasets, diffusion, features, latents, launch, methods, request, sample, train
+from compdiff.paths import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,21 @@ def test_other_words_get_the_usage(wrong):
 def test_an_unknown_setting_is_named():
     with pytest.raises(ValueError, match="unknown setting 'stepz'"):
         launch.main(["train", "chest", "text", "STEPZ=2"])
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+def test_without_a_seed_the_folder_is_the_one_that_make_looks_in(profile):
+    asked = request.parse([], profile)
+    _, job = launch.parse(["train", "mimic", "hcn", f"PROFILE={profile}"])
+    (seed,) = asked.seeds
+    assert job.number == seed and job.folder.train("hcn") == RunFolder(asked.runs, profile, "mimic", seed).train("hcn")
+    other = launch.parse(["train", "mimic", "hcn", f"PROFILE={profile}", "SEED=7"])[1]
+    assert (other.number,) == request.parse(["SEEDS=7"], profile).seeds and other.folder.seed.name == "seed7"
+
+
+def test_a_seed_is_handed_to_the_training(monkeypatch):
+    given = []
+    monkeypatch.setattr(methods, "fit", lambda *words: given.append(words) or pd.DataFrame({"step": [1], "val_loss": [0.5]}))
+    launch.fit(launch.Job("mimic", "hcn", "paper"), None)
+    (_, folder, _, seed, _), = given  # fmt: skip
+    assert folder.seed.name == "seed42" and seed == 42

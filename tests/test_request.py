@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from toy import asked, edit_module, edit_notebook, executions
 
-from compdiff import config, request, run, stages
+from compdiff import config, launch, request, run, stages
 from compdiff.stages import Project
 
 
@@ -135,6 +135,21 @@ def test_make_only_variables_pass_and_values_get_their_types():
     make, target, *again = shlex.split(request.command(asked))
     assert (make, target) == ("make", "paper")
     assert request.parse(again, "smoke") == asked, "the command that is printed repeats the request"
+
+
+def test_a_base_in_the_home_folder_is_the_one_that_notebooks_open(project, tmp_path, monkeypatch, capsys):
+    """BASE="~/sd" reaches us as it is written, and nothing behind the door knows what ~ is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sd").mkdir()
+    wanted = request.parse(["BASE=~/sd"], "demo")
+    assert wanted.overrides["base"] == str(tmp_path / "sd") == launch.parse(["encode", "chest", "BASE=~/sd"])[1].overrides["base"]
+    assert request.parse(shlex.split(request.command(wanted))[2:], "demo") == wanted
+    for named in ("tiny", "some/mirror", "/weights/sd", "weights/sd"):
+        assert request.parse([f"BASE={named}"], "demo").overrides["base"] == named
+    assert run.main(["plan", *asked(project), "BASE=~/sd"], project) == 0
+    for named in ("~/other", "~nobody/sd", "./other"):
+        assert run.main(["plan", *asked(project), f"BASE={named}", "REVISION=1"], project) == 2, named
+        assert "is not a folder" in capsys.readouterr().err
 
 
 def test_every_setting_is_a_variable():

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
-from compdiff import diffusion, latents, methods, paths, train
+from compdiff import diffusion, latents, methods, paths, record, train
 from compdiff.config import FairConfig, TrainConfig
 from compdiff.fairdiffusion import FairReweighter
 from compdiff.interfaces import Condition, NoConditioner, NoReweighter
@@ -68,6 +69,63 @@ def test_a_finished_run_is_not_repeated_and_other_inputs_start_afresh(tiny_root,
     assert len(steps) == 2 and (tmp_path / "weights.safetensors").exists()
     tiny.fit(tiny_root, "text", tmp_path, steps=2, lr=2 * tiny.config(tiny_root, "text").train.lr)
     assert len(steps) == 4
+
+
+def stopping(root, out, by):
+    """A process that trains `text` for four steps and, after the third, is killed or stands still."""
+    work = "import sys, tiny; from pathlib import Path as P; root, out, by = sys.argv[1:]; "
+    work += "tiny.killed_after_step(P(root), 'text', P(out), 3, getattr(tiny, by), steps=4)"
+    return subprocess.Popen([sys.executable, "-c", work, root, out, by], env=ONE_THREAD)
+
+
+def no_step(monkeypatch):
+    monkeypatch.setattr(train, "step_losses", lambda *given: pytest.fail("trained again"))
+
+
+def test_a_finished_run_without_its_checkpoint_is_not_repeated(tiny_root, tmp_path, monkeypatch):
+    log = tiny.fit(tiny_root, "text", tmp_path, steps=2)
+    kept = (tmp_path / "weights.safetensors").read_bytes()
+    (tmp_path / "checkpoint.safetensors").unlink()
+    no_step(monkeypatch)
+    assert tiny.fit(tiny_root, "text", tmp_path, steps=2).equals(log)
+    assert (tmp_path / "weights.safetensors").read_bytes() == kept and not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_run_killed_before_run_json_gets_it_with_no_step_trained(tiny_root, tmp_path, monkeypatch):
+    tiny.fit(tiny_root, "text", tmp_path, steps=2)
+    before = record.read_run(tmp_path)
+    (tmp_path / "run.json").unlink()
+    no_step(monkeypatch)
+    tiny.fit(tiny_root, "text", tmp_path, steps=2)
+    after = record.read_run(tmp_path)
+    assert all(after[name] == before[name] for name in ("inputs", "outputs", "parameters", "seeds"))
+
+
+def test_a_changed_result_is_made_again_even_in_two_goes(tiny_root, tmp_path):
+    tiny.fit(tiny_root, "text", tmp_path, steps=4)
+    made, names = record.read_run(tmp_path)["outputs"], ("weights.safetensors", "log.csv")
+    with open(tmp_path / "weights.safetensors", "ab") as file:
+        file.write(b" ")
+    with stopping(tiny_root, tmp_path, "kill_myself") as run:
+        assert run.wait(timeout=300) == -signal.SIGKILL
+    assert not (tmp_path / "run.json").exists(), "it stands beside a finished run only"
+    tiny.fit(tiny_root, "text", tmp_path, steps=4)
+    again = record.read_run(tmp_path)["outputs"]
+    assert [again[name]["sha256"] for name in names] == [made[name]["sha256"] for name in names]
+
+
+def test_one_folder_is_trained_by_one_command_at_a_time(tiny_root, tmp_path):
+    """The other one is a living process that has begun and stands still, its half-written file beside it."""
+    out = tmp_path / "out"
+    with stopping(tiny_root, out, "stand_still") as other:
+        while not (out / "log.csv").exists() and other.poll() is None:
+            time.sleep(0.02)
+        (half := out / ".weights.safetensors.half").touch()
+        with pytest.raises(RuntimeError, match=f"another command trains in {out}: let it finish or end it"):
+            tiny.fit(tiny_root, "text", out, steps=4)
+        assert half.exists(), "a living run's files are left alone"
+        other.kill()
+    assert len(tiny.fit(tiny_root, "text", out, steps=4)) == 4 and not half.exists(), "the lock ended with the process"
 
 
 def test_the_inputs_hash_counts_the_validation_rows(tiny_root):
@@ -167,7 +225,7 @@ def test_the_loss_of_a_process_ends_the_run_in_words_and_the_next_goes_on(on_glo
 
 def test_launch_trains_what_the_notebook_then_finds_finished(tiny_root, one_process, monkeypatch):
     words = [f"{name}={value}" for name, value in (tiny.DIALS | LONG).items()]
-    words += [f"BASE={tiny_root / 'base'}", f"RUNS={tiny_root}", "PROFILE=smoke", "SEED=0"]
+    words += [f"BASE={tiny_root / 'base'}", f"RUNS={tiny_root}", "PROFILE=smoke"]
     # --multi_gpu is what starts processes, on gloo without a GPU: with --cpu accelerate starts one, unless there is MPI
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip

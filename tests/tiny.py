@@ -169,8 +169,11 @@ def _steps(folder):
 
 # --- several processes -------------------------------------------------------------------------------------------
 def under_fsdp():
-    """From here on this process trains under FSDP. On the CPU accelerate has to be told so: there --use_fsdp means nothing."""
-    ordinary, save = train.new_accelerator, checkpoint.Checkpoint.save
+    """From here on this process trains under FSDP. On the CPU accelerate has to be told so: there --use_fsdp means nothing.
+
+    The validation losses of all processes but the main one only get worse: its own must decide what is kept, for all.
+    """
+    ordinary, save, score, asked = train.new_accelerator, checkpoint.Checkpoint.save, train.validation_loss, []
     layers = dict(auto_wrap_policy="TRANSFORMER_BASED_WRAP", transformer_cls_names_to_wrap=["BasicTransformerBlock", "CLIPEncoderLayer"])
 
     def accelerator(c):
@@ -189,7 +192,11 @@ def under_fsdp():
             record.write_json(self.folder.parent / "parts.json", parts)
         save(self, step)
 
-    train.new_accelerator, checkpoint.Checkpoint.save = accelerator, count
+    def worse(*given):
+        asked.append(given)
+        return score(*given) + (len(asked) if os.environ["RANK"] != "0" else 0)
+
+    train.new_accelerator, checkpoint.Checkpoint.save, train.validation_loss = accelerator, count, worse
 
 
 def in_processes(root, method, out, world, end=None, by=kill_myself, fsdp=False, **values):
