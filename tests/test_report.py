@@ -116,6 +116,20 @@ def test_seeds_and_holm_are_named():
     assert "- **macro AUROC** (higher is better) of 1 classifiers, by p: 1 within noise." in lines
 
 
+def test_several_seeds_must_agree_beside_the_p_value():
+    """p knows of other test patients: of one seed it decides, of three the seeds' interval must not hold 0 either."""
+    base = made_up().iloc[0].to_dict() | {"stage": "difference", "metric": "macro AUROC minus 1a", "setting": "1b"}
+    p = base | {"metric": "p (bootstrap, Holm) macro AUROC minus 1a", "value": 0.001, "lo": np.nan, "hi": np.nan}
+    for values, word in (((-0.1, -0.11, -0.09), "below"), ((-0.3, 0.05, -0.02), "within noise")):
+        rows = [base | {"value": v, "seed": s, "lo": -0.2, "hi": -0.01} for s, v in enumerate(values)]
+        frame = record.results([*rows, *(p | {"seed": s} for s in range(3))])
+        results = frames.over_seeds(frame)
+        row = results[results["metric"] == "macro AUROC minus 1a"].iloc[0].to_dict()
+        assert report.word_against_real(results, row) == (word, "p and interval")
+        one = frame[frame["seed"] == 0]  # as notebook 07 has it: no column `seeds`
+        assert report.word_against_real(one, one.iloc[0].to_dict()) == ("below", "p")
+
+
 def test_a_second_training_of_1a_is_no_classifier_but_the_measure_of_chance():
     """Two of three are clearly below 1a, one by no more than 1a-again lies above it; p of three seeds is twice the mean."""
     base = made_up().iloc[0].to_dict() | {"stage": "difference", "metric": "macro AUROC minus 1a"}
