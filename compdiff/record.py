@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from compdiff import paths
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "pandas", "scipy", "scikit-learn",
             "botorch", "gpytorch", "torchmetrics", "papermill")  # fmt: skip
+PARSING = threading.Lock()
 
 # One long format for every number of the project (06, 07), so that 08 builds all tables from one place.
 RESULT_COLUMNS = (
@@ -132,9 +134,16 @@ def load_results(paths: list[Path]) -> pd.DataFrame:
 
 
 # --- source code, blind to comments -----------------------------------------------------------------------------
+def parsed(text: str) -> ast.Module:
+    """`ast.parse`, by one thread at a time: notebooks side by side hash their code in threads, and before 3.11.8 Python
+    counts the depth of all threads in one number ("recursion depth mismatch"; cpython issue 106905)."""
+    with PARSING:
+        return ast.parse(text)
+
+
 def plain_source(text: str) -> str:
     """Python source without comments, docstrings and layout: what can change a result. SyntaxError if it is none."""
-    tree = ast.parse(text)
+    tree = parsed(text)
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if documented and ast.get_docstring(node, clean=False) is not None:

@@ -79,7 +79,7 @@ def files_of(name: str, package: Path) -> Iterator[Path]:
 def _module(path: Path, package: Path, modified: int) -> tuple[str, frozenset[str]]:
     """(hash, dotted names imported) of one module's file as it was at time `modified`."""
     inside = ".".join(path.parent.relative_to(package.parent).parts)
-    tree = ast.parse(path.read_text())
+    tree = record.parsed(path.read_text())
     return record.source_sha256(path), frozenset(imported(tree, package.name, inside))
 
 
@@ -88,7 +88,7 @@ def modules(notebook: Path, package: Path, also: Iterable[str] = ()) -> dict[str
     waiting = {f"{package.name}.{name}" for name in also}
     for number, cell in enumerate(code_cells(notebook), 1):
         try:
-            waiting |= imported(ast.parse(without_magics(cell)), package.name)
+            waiting |= imported(record.parsed(without_magics(cell)), package.name)
         except SyntaxError as error:
             raise ValueError(f"{notebook}: code cell {number} is not Python: {error}") from None
     return closure(waiting, package)

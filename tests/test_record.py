@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from toy import run_file, write_notebook
@@ -49,6 +51,27 @@ def test_the_commit_says_whether_the_code_was_changed_and_passes_over_what_runs_
     assert record.commit() == head
     (tmp_path / "code.py").write_text("2")
     assert record.commit() == head + "+changes"
+
+
+def test_one_thread_at_a_time_parses_code(monkeypatch):
+    """Python 3.11's parser fails now and then when two threads are in it; every hash of code comes from threads here."""
+    inside, most, parse = [], [], ast.parse
+
+    def slow(text):
+        inside.append(text)
+        most.append(len(inside))
+        time.sleep(0.01)  # here another thread would come in
+        inside.remove(text)
+        return parse(text)
+
+    monkeypatch.setattr(ast, "parse", slow)
+    notebook = paths.ROOT / "notebooks" / "01_data_prep.ipynb"
+    sources._module.cache_clear()
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(sources.modules, notebook, paths.ROOT / "compdiff") for _ in range(2)]
+        jobs.append(pool.submit(sources.code_sha256, notebook))
+        assert len(jobs[0].result()) > 10 and jobs[0].result() == jobs[1].result() and jobs[2].result()
+    assert set(most) == {1} and len(most) > 40
 
 
 def test_a_failed_block_leaves_no_run_json(tmp_path):
