@@ -196,8 +196,11 @@ def test_weights_spread_by_fsdp_are_trained_to_those_of_one_process(under_fsdp, 
     assert parts["held"] < 0.6 * parts["all"] and parts["held"] == parts["moments"] == parts["average"], "a process holds half"
     assert distance(weights(folder / "fsdp"), found) < TOLERANCE
     again = train.pd.read_csv(folder / "fsdp" / "log.csv")
-    for name in ("loss", "grad_norm", "val_loss"):
-        assert (again[name] - log[name]).abs().max() < 10 * TOLERANCE, name
+    off = (again - log).abs().max()
+    assert off["loss"] < TOLERANCE and off["val_loss"] < 10 * TOLERANCE
+    # the norm bends where the loss does not: rounding reached 1e-3 after 30 steps on one machine, 1.3e-2 on another;
+    # the norm of a process's own half would be off by 0.3 from the first step on
+    assert (again["grad_norm"] - log["grad_norm"])[:5].abs().max() < TOLERANCE and off["grad_norm"] < 200 * TOLERANCE
     spread, whole = (load_file(folder / name / "checkpoint.safetensors") for name in ("fsdp", "fsdp killed, ddp"))
     assert {n: v.shape for n, v in spread.items()} == {n: v.shape for n, v in whole.items()}
     assert max((spread[n] - whole[n]).abs().max() for n in whole if n.startswith(("model.", "ema."))) < TOLERANCE
