@@ -41,7 +41,7 @@ skeleton: $(READY) ## drawn images in a real dataset's layout, to rehearse: DATA
 
 test: $(READY) $(APP_READY) ## all tests, and every notebook checked cell by cell
 	@RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && \
-	  $(PY) -m pytest tests notebooks --nbval-lax --nbval-current-env
+	  OMP_NUM_THREADS=1 $(PY) -m pytest tests notebooks --nbval-lax --nbval-current-env -n 2
 
 notebooks: $(READY) ## run the committed notebooks again, in place, at smoke size (after a change that their outputs show)
 	@RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && $(PY) -m nbconvert --to notebook --execute --inplace --log-level=WARN notebooks/*.ipynb

@@ -5,8 +5,20 @@ import shutil
 import pytest
 import toy
 from layouts import LAYOUTS, Tree
+from xdist.scheduler import LoadFileScheduling
 
 from compdiff import run, skeleton
+
+
+class Files(LoadFileScheduling):
+    """Of two processes (`-n 2`) each takes a file at a time, whose tests share fixtures; all notebooks go to one, in order."""
+
+    def _split_scope(self, nodeid):
+        return "notebooks" if nodeid.startswith("notebooks/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +45,17 @@ def tiny_root(tmp_path_factory):
     import tiny  # loads torch and diffusers, which most tests do without
 
     return tiny.create(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def one_thread():
+    """Bit-identity is promised on the same CPU with the same number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

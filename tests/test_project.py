@@ -45,7 +45,7 @@ FOLDERS = {"notebooks", "compdiff", "data_manifests", "figures", "tests", "docs"
 FILES = {"README.md", "Makefile", "pyproject.toml", "requirements.txt", "requirements-app.txt", "environment.yml", "LICENSE", "CITATION.cff"}
 PACKAGE_OF = {
     "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "mpl_toolkits": "matplotlib",
-    "websocket": "websocket-client", "IPython": "ipython",
+    "websocket": "websocket-client", "IPython": "ipython", "xdist": "pytest-xdist",
 }  # fmt: skip
 MODULES = sorted((paths.ROOT / "compdiff").glob("*.py"))
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))

@@ -277,15 +277,6 @@ def ended(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.fixture
-def one_thread():
-    """A forked child has no others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_two_processes_of_which_one_is_killed_lose_and_double_nothing(made, tmp_path, monkeypatch, one_thread):
     """Both draw, the second dies in the middle of a write while the first still works; its share is made again beside it."""
     model, base = made

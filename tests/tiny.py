@@ -1,6 +1,7 @@
 """A run folder to train on in seconds: 32-pixel chest phantoms, an untrained base of width 16, cached latents.
 
-As a script: trains in child processes that are killed at awkward moments, or in several at once (test_train.py).
+As a script: trains in child processes that are killed at awkward moments, or in several at once (test_restarts.py,
+test_processes.py).
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
 
 from compdiff import base, cardiac_cohorts, cardiac_models, checkpoint, datasets, diffusion, latents, methods, paths, record
 from compdiff import train, untrained
@@ -26,6 +28,8 @@ DIALS = dict(steps=8, batch=4, microbatch=4, d_node=16, aux_hidden=16, time_wind
              train_n=24, val_n=8, test_per_cell=1, validate_every=0.25, checkpoint_every=0.25)  # fmt: skip
 HEART = dict(size=32, steps=2, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18, test_hearts=6, folds=3,
              variants=1, sample_steps=2, copy_guidance=1.5, prevalence=0.4, d_node=8, aux_hidden=8)  # fmt: skip
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])}
 
 
 def config(root, method="", **values):
@@ -62,6 +66,16 @@ def fit(root, method, out, frozen_text=False, seed=0, **values):
     """Train a method into `out` in this process; returns the log."""
     arguments, parts = inputs(root, method, config(root, method, **values), seed, frozen_text)
     return train.run(*arguments, out, parts.columns, seed)
+
+
+def weights(folder):
+    return load_file(folder / "weights.safetensors")
+
+
+def distance(a, b):
+    """Largest difference of any weight of two runs."""
+    assert set(a) == set(b)
+    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 def with_models(root):
