@@ -2,12 +2,16 @@
 
 import shutil
 
+import hypothesis
 import pytest
 import toy
 from layouts import LAYOUTS, Tree
 from xdist.scheduler import LoadFileScheduling
 
 from compdiff import run, skeleton
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("patient")
 
 
 class Files(LoadFileScheduling):

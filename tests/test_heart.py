@@ -163,7 +163,7 @@ def test_implied_ejection_fraction_by_hand():
     assert heart.measure(four, field=8.0)["cavity_area"] == 16.0 and heart.measure(four)["wall_thickness"] == 0.0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from(heart.VIEWS),
     st.floats(0, 0.99),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_evaluate import fake, make_reference, value
+from panel import fake, make_reference, value
 
 from compdiff import controls, features, judges, metrics, stats, weights
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from panel import fake, make_reference, people, value
 from scipy import ndimage
-from test_evaluate import fake, make_reference, people, value
 
 from compdiff import controls, evaluate, galleries, memorisation, metrics, phantoms
 from compdiff.memorisation import feature_distances, nearest, pixel_distances
@@ -38,7 +38,7 @@ def test_pixel_distance_is_the_best_correlation_over_shifts():
     np.testing.assert_allclose(pixel_distances(a, b), plain, atol=1e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(dy=st.integers(-3, 3), dx=st.integers(-3, 3), gain=st.floats(0.4, 1.3), offset=st.integers(-20, 20))
 def test_shift_brightness_and_contrast_do_not_hide_a_copy(dy, dx, gain, offset):
     train = pictures(6, 2)

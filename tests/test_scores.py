@@ -19,7 +19,7 @@ def sample(seed, n=80, levels=0):
     return y, (np.round(p * levels) / levels if levels else p), rng.integers(0, 4, (3, n)) + (np.arange(n) < 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([0, 3, 10]))
 def test_f1_threshold_is_the_best_of_all_cuts_and_the_lowest_of_equals(seed, levels):
     y, p, _ = sample(seed, 30, levels)

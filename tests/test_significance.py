@@ -37,7 +37,7 @@ def all_pairs(y, score, patients):
     return auc, (a @ a * k10 / (k10 - 1) / m**2 + b @ b * k01 / (k01 - 1) / n**2 + 2 * a @ b * k / (k - 1) / (m * n))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), levels=st.integers(2, 20), images=st.integers(1, 3))
 def test_midranks_give_what_all_pairs_give(seed, levels, images):
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from compdiff import clouds, metrics, paths, stats
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 10_000),
     n=st.integers(2, 60),
@@ -250,7 +250,7 @@ def test_difference_and_seeds():
     assert stats.over_seeds([np.nan])[2] == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), levels=st.integers(2, 30))
 def test_bootstrap_of_all_labels_and_groups_is_scikit_learn_on_repeated_rows(seed, levels):
     rng = np.random.default_rng(seed)
