@@ -119,7 +119,7 @@ def findings(labels: Mapping[str, int], none: str = "healthy") -> str:
 def sampling_weights(prompts: Sequence[str], clip: float) -> np.ndarray:
     """w_i = min(1 / n_prompt(i), 1 / (9 clip)), float64 [n]: rows of prompts with more than 9 clip rows count less.
 
-    clip: 20 in training, 5 for the copied set (method section 5). ValueError unless clip > 0.
+    clip: 20 in training (method section 5). ValueError unless clip > 0.
     """
     if not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import norm
+from scipy.stats import t
 
 from compdiff.metrics import fid, kernel
 from compdiff.stats import Interval, Resamples
@@ -110,10 +110,10 @@ def fid_halves(a: np.ndarray, b: np.ndarray, patients_a: np.ndarray, patients_b:
 
 
 def halves_interval(value: float, halves: np.ndarray, least: float = 0.0, level: float = 0.95) -> Interval:
-    """value +- z std(values of half-samples), not below `least`: for what resampling with replacement would bias.
+    """value +- t std(values of half-samples), not below `least`: for what resampling with replacement would bias.
 
     It repeats images, and FID, biased by sample size, would rise in every resample. Half-samples without replacement
     have the variance of the full sample's statistic; their bias plays no part in their spread.
     """
-    spread = norm.ppf((1 + level) / 2) * np.std(halves, ddof=1)
+    spread = t.ppf((1 + level) / 2, len(halves) - 1) * np.std(halves, ddof=1)
     return Interval(float(value), max(float(value - spread), least), float(value + spread))

@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 from compdiff import fairness, significance, stats
 from compdiff.downstream import REAL
 from compdiff.evaluate import result
+from compdiff.frames import NOT_AVAILABLE
 from compdiff.outcomes import Curves, Name, rankings
 
 Entry = list[tuple[str, stats.Interval | float | None, str]]  # metric, value, note
@@ -21,12 +22,18 @@ def against_real(tables: Mapping[Name, pd.DataFrame], labels: Sequence[str], res
     noise. Beside every difference its p-value, adjusted by Holm over the methods of one strategy.
 
     macro AUROC: bootstrap (difference over its standard error). AUROC of a label: DeLong. AUPRC: permutation by
-    patient.
+    patient. Without 1a, or with other images than its, a row says so.
     """
     out: list[dict] = []
     for (setting, method), table in tables.items():
-        base = tables.get(("1a" + setting[len(setting.split(" on ")[0]) :], REAL))
-        if base is None or table.equals(base) or not base["id"].equals(table["id"]):  # equal: 1a itself, or 5a and 5b
+        where = setting[len(setting.split(" on ")[0]) :]  # "" | " on external" ...
+        base = tables.get((f"1a{where}", REAL))
+        if base is None and where == "" or base is not None and not base["id"].equals(table["id"]):
+            why = "strategy 1a was not run" if base is None else "1a was judged on other images"
+            note = f"{NOT_AVAILABLE}: {why}"
+            out.append(result("difference", method, ("overall", ""), "macro AUROC minus 1a", None, 0, 0, "", note, setting))
+            continue
+        if base is None or table.equals(base):  # on generated images nobody else is judged; 1a itself, or 5a and 5b
             continue
         shared = [label for label in labels if f"p_{label}" in table and f"y_{label}" in table]
         drawn = stats.resample_patients(table["patient"], resamples, seed)

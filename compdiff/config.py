@@ -129,7 +129,7 @@ class HeartConfig:
     disease: str = ""  # the label to predict, where a source knows several; empty: its first
     folds: int = 5  # by patient
     variants: int = 4  # shifted, turned and scaled pictures that a generator sees of each patient
-    weight_clip: float = 20.0  # of the generator's row weights; 5 in the paper's copied set
+    weight_clip: float = 20.0  # of the generator's row weights (the paper clips its copied set too, at 5; ours is even)
     rehearsal_steps: int = 0  # of UNet and branch on heart phantoms (0.4 as many of the VAE), before they see patients
     locked: bool = True  # the base beneath the ControlNet branch stays as it is
     token: bool = False  # HCN token beside the mask
@@ -195,7 +195,7 @@ HEART_PRESETS: dict[str, dict[str, object]] = {
                  copy_guidance=1.5, random_guidance=2.0),
     "paper": dict(batch=2, microbatch=1, lr=1e-5, precision="no", gradient_checkpointing=False, solver="ddim",
                   sample_steps=20, variants=1, set_size=10_000, test_hearts=1_000, hearts=4_000, segment_steps=4_000,
-                  classifier_steps=10_000),
+                  classifier_steps=10_000, train_prevalence=0.25, other_repeats=8),
 }  # fmt: skip
 DATASET_PRESETS |= {(profile, name): preset for profile, preset in HEART_PRESETS.items() for name in HEARTS}
 # Forty-five patients, and a generator for each fold: all start from one that has learnt from phantoms.
@@ -209,7 +209,7 @@ SEEDS: dict[str, int] = {"smoke": 0, "demo": 0, "paper": 42}  # of a run that na
 # Training recipes at paper scale (method section 2), applied with `recipe=`.
 COMPDIFF = dict(steps=30_000, lr=1e-5, head_lr=1e-5, lr_schedule="cosine", warmup=500 / 30_000, clip=1.0, ema=True,
                 trained=("unet", "text_encoder"), lora_rank=0, optimizer="adamw", precision="bf16", gradient_checkpointing=True,
-                validate_every=2_500 / 30_000, checkpoint_every=2_500 / 30_000, kl_weight=0.005, kl_ramp=5_000 / 30_000, time_window=30,
+                validate_every=2_500 / 30_000, checkpoint_every=2_500 / 30_000, kl_weight=0.005, kl_ramp=5_000 / 30_000, time_window=30, raw_samples=32,
                 groups=("race", "sex", "age"),
                 solver="ddpm", sample_steps=75, guidance=7.5)  # fmt: skip
 RECIPES: dict[str, dict[str, object]] = {
@@ -219,7 +219,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "fairdiffusion": dict(steps=100_000, batch=32, microbatch=16, lr=1e-5, head_lr=1e-5, lr_schedule="constant", warmup=0.0,
                           clip=1.0, ema=True, trained=("unet",), lora_rank=0, optimizer="adamw", precision="fp16",
                           gradient_checkpointing=True, validate_every=2_500 / 100_000, checkpoint_every=2_500 / 100_000,
-                          input_perturbation=0.0, weighting="original", groups=("race", "sex", "ethnicity"), time_window=30, solver="base", sample_steps=75,
+                          input_perturbation=0.0, weighting="original", groups=("race", "sex", "ethnicity"), time_window=30, raw_samples=20, solver="base", sample_steps=75,
                           guidance=7.5),
 }  # fmt: skip
 

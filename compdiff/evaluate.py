@@ -218,11 +218,12 @@ def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
     """FID of every attribute's categories and of the whole at ONE number of images n, the smallest eligible category's;
     of no intersection, because a few small cells would bring everybody's n down to theirs (KID needs no matching).
 
-    Value: mean over random subsets of n. Interval: +- z std(FID of a subset's half - FID of the subset), how much the
-    FID of n such images differs between samples of that size (halves without replacement, as in clouds.fid_halves), at
-    least: it is wider where the distance is small against its bias. The choice of a subset alone would say nothing
-    about the smallest group, which has only one. Where images of one patient repeat, halves of images would count them
-    as independent: no interval, and the note says so. Categories with too few images have rows without a value that say
+    Value: mean over random subsets of n rows, the same of both, as each image stands beside its request. Interval:
+    +- t std(FID of a subset's half - FID of the subset), how much the FID of n such images differs between samples of
+    that size (halves without replacement, as in clouds.fid_halves), at least: it is wider where the distance is small
+    against its bias. The choice of a subset alone would say nothing about the smallest group, which has only one. Where
+    images of one patient repeat, halves of images would count them as independent: no interval, and the note says so.
+    Categories with too few images have rows without a value that say
     so; no rows at all where `subgroup_fid` forbids them.
     """
     sizes = {k: int(m[s.at].sum()) for k, m in ref.masks.items() if k[0] in (*ref.schema.names, "overall")}
@@ -237,7 +238,7 @@ def matched(s: ImageSet, ref: Reference, seed: int) -> list[dict]:
             continue
         mask = ref.masks[k][s.at]
         people = patients_of(s, ref, mask)
-        whole, half = (metrics.matched_fid(s.features[mask], real[mask], m, REPEATS, seed) for m in (n, n // 2))
+        whole, half = (metrics.matched_fid(s.features[mask], real[mask], m, REPEATS, seed, paired=True) for m in (n, n // 2))
         value = clouds.halves_interval(whole.mean(), half - whole)  # one seed: a half is the first half of its subset
         note = f"mean of {REPEATS} random subsets of {n}"
         if people < size:

@@ -14,8 +14,8 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from compdiff.scores import rate_interval
-from compdiff.stats import Interval
+from compdiff.scores import ece, rate_interval
+from compdiff.stats import Interval, auroc
 
 MIN_CLASS = 10  # positives and negatives below which a group's AUROC or AUPRC is ineligible
 ONE_PATIENT = "one patient only in a class"  # no interval: a resample without that patient lacks the class
@@ -197,3 +197,20 @@ def underdiagnosis(no_finding: np.ndarray, called: np.ndarray, level: float = 0.
     whose, negatives = None if patients is None else np.asarray(patients)[ill], int(ill.sum())
     people = negatives if whose is None else len(np.unique(whose))
     return Rate(rate_interval(called[ill] == 1, whose, level), negatives, people, fpr_note(negatives))
+
+
+def card(y: np.ndarray, p: np.ndarray, group: np.ndarray, label: str = HEALTHY, cut: float = 0.5) -> dict[str, float]:
+    """Quality and equity of one classifier of `label` side by side: what each says of scores without any skill.
+
+    y: 0/1 [n], p: scores [n], called at `cut`; group [n]. Gap and ES-AUROC over the eligible groups, parity as in
+    `parity`; what fewer than two groups are eligible for has no entry.
+    """
+    y, p, group = np.asarray(y), np.asarray(p, float), np.asarray(group).astype(str)
+    whole, called = float(auroc(y, p)[0]), (p >= cut).astype(int)
+    by_group = [float(auroc(y[group == g], p[group == g])[0]) for g in np.unique(group) if not auroc_note(y[group == g])]
+    found = {"AUROC": whole}
+    if len(by_group) >= 2:
+        found |= {"gap AUROC": max(by_group) - min(by_group), "ES-AUROC": es_metric(whole, by_group)}
+    found |= {name: value for name, value in parity(y, called, group).values.items() if name.endswith("difference")}
+    healthy, sent_home = (y, called) if label == HEALTHY else (1 - y, 1 - called)
+    return found | {"underdiagnosis": underdiagnosis(healthy, sent_home).interval.value, "ECE": float(ece(y, p)[0])}

@@ -40,7 +40,8 @@ def with_differences(frame: pd.DataFrame) -> pd.DataFrame:
     """The results and "<metric> minus <method>" of every pair of methods and seed, where no row of that name exists.
 
     Methods of one seed share data, requests and judges, so their difference varies less than either of them. These
-    rows have no interval of their own: only several seeds give them one.
+    rows have no interval of their own: only several seeds give them one, which counts other trainings, not other patients
+    (notebook 06 brings differences of FID, KID and accuracies whose interval counts patients).
     """
     here = frame[frame["stage"].isin(COMPARED) & (frame["setting"] == "test") & frame["value"].notna()]
     same = ["dataset", "seed", "stage", "setting", "group_kind", "group", "metric", "extractor"]
@@ -68,24 +69,30 @@ def is_p_value(metric: pd.Series) -> pd.Series:
 def with_unseen(frame: pd.DataFrame) -> pd.DataFrame:
     """The results and, of every seed, accuracy and KID of held-out cells minus those of seen ones: stage "unseen".
 
-    Of one training both, so over several seeds they are paired; no interval of their own.
+    Of one training both, so over several seeds they are paired. Held-out and seen cells are of different patients: the
+    interval of one seed's difference is that of independent numbers (square-and-add, as `unseen.apart_by`).
     """
     here = frame[(frame["group_kind"] == "held_out") & frame["value"].notna()]
     here = here[(here["stage"] + " " + here["metric"]).isin(["alignment accuracy", "quality KID"])]
     same = ["dataset", "seed", "method", "setting", "metric", "extractor"]
     held, seen = (here[here["group"] == group] for group in ("held_out", "seen"))
-    pair = held.merge(seen[[*same, "value", "n"]], on=same, suffixes=("", "_b"))
-    pair = pair.assign(value=pair["value"] - pair["value_b"], lo=np.nan, hi=np.nan, stage="unseen", note="",
-                       group_kind="overall", group="", n=pair[["n", "n_b"]].min(axis=1))  # fmt: skip
+    pair = held.merge(seen[[*same, "value", "lo", "hi", "n"]], on=same, suffixes=("", "_b"))
+    value = pair["value"] - pair["value_b"]
+    down = np.hypot(pair["value"] - pair["lo"], pair["hi_b"] - pair["value_b"])
+    up = np.hypot(pair["hi"] - pair["value"], pair["value_b"] - pair["lo_b"])
+    pair = pair.assign(value=value, lo=value - down, hi=value + up, stage="unseen", note="", group_kind="overall",
+                       group="", n=pair[["n", "n_b"]].min(axis=1))  # fmt: skip
     return pd.concat([frame, pair[list(record.RESULT_COLUMNS)]], ignore_index=True) if len(pair) else frame
 
 
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per number (COLUMNS): mean, standard deviation (n - 1), number of seeds, 95 % interval, smallest n.
 
-    The interval of one seed is the one that its row brought (resampled patients); of two or more it is Student's
-    interval of the seeds' values, mean +- t(n - 1) std / sqrt(n): how the mean moves with other trainings. Where all
-    seeds give one value it would be a point, as if that were certain: there the rows' own interval stays. p-values
+    The interval of one seed is the one that its row brought (resampled patients). Of two or more it counts other
+    trainings, by Student's interval of the seeds' values, +- t(n - 1) std / sqrt(n), and other patients, by the mean of
+    the seeds' own: all are judged on the same test patients, whose luck no further seed averages out. The two are
+    independent, so their half-widths add in squares; rows without an interval count trainings alone. Where all
+    seeds give one value the rows' own interval stays. p-values
     of several seeds give twice their mean, at most 1, which is a p-value whatever their dependence (Rueschendorf
     1982). For several seeds differences between methods, and of held-out from seen cells, are added. Notes that differ:
     `note_of_one_seed`. ValueError when a seed holds a number twice.
@@ -94,8 +101,10 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     twice = frame.duplicated([*IDENTITY, "seed"])
     if twice.any():
         raise ValueError(f"the results hold a number twice: {frame.loc[twice.idxmax(), IDENTITY].to_dict()}")
+    frame = frame.assign(below=frame["value"] - frame["lo"], above=frame["hi"] - frame["value"])
     groups = frame.groupby(IDENTITY, sort=False, dropna=False)
-    table = groups.agg(value=("value", "mean"), std=("value", "std"), seeds=("value", "count"), lo=("lo", "min"),
+    table = groups.agg(below=("below", "mean"), above=("above", "mean"),
+                       value=("value", "mean"), std=("value", "std"), seeds=("value", "count"), lo=("lo", "min"),
                        hi=("hi", "max"), n=("n", "min"), n_ref=("n_ref", "min"), notes=("note", "nunique"))  # fmt: skip
     table = table.reset_index()
     table["note"] = note_of_one_seed(frame.assign(number=groups.ngroup()), table["notes"].to_numpy() > 1)
@@ -103,8 +112,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     p = many & is_p_value(table["metric"])
     half = stats.t.ppf(0.975, (table["seeds"] - 1).where(many)) * table["std"] / np.sqrt(table["seeds"])
     vary = many & (table["std"] > 1e-9 * table["value"].abs())
-    table["lo"] = table["lo"].where(~vary, table["value"] - half)
-    table["hi"] = table["hi"].where(~vary, table["value"] + half)
+    table["lo"] = table["lo"].where(~vary, table["value"] - np.hypot(half, table["below"].fillna(0)))
+    table["hi"] = table["hi"].where(~vary, table["value"] + np.hypot(half, table["above"].fillna(0)))
     table.loc[p, "value"] = np.minimum(2 * table.loc[p, "value"], 1)
     table.loc[p, ["std", "lo", "hi"]] = np.nan
     return table[COLUMNS]

@@ -95,9 +95,10 @@ def settings(run: HeartRun) -> config.Config:
 
 
 def usual(run: HeartRun) -> Sampling:
-    """One image, with the steps and the guidance of the run's copied set (notebook 09). Refused: see `settings`."""
+    """One image, with the steps of the run and the guidance of its random set (method section 5: of that and of the
+    app). Refused: see `settings`."""
     c = settings(run)
-    return Sampling(steps=c.sample.sample_steps, guidance=c.heart.copy_guidance, n=1)
+    return Sampling(steps=c.sample.sample_steps, guidance=c.heart.random_guidance, n=1)
 
 
 def generate(

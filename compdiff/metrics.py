@@ -52,17 +52,25 @@ def fid(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
     return float(np.sum((a.mean - b.mean) ** 2) + max(spread, 0.0))
 
 
-def matched_fid(a: np.ndarray, b: np.ndarray, n: int, repeats: int, seed: int) -> np.ndarray:
+def matched_fid(a: np.ndarray, b: np.ndarray, n: int, repeats: int, seed: int, paired: bool = False) -> np.ndarray:
     """FID of `repeats` random subsets of n rows of a and n rows of b, without replacement -> [repeats].
 
-    Groups and the overall set evaluated at the same n share the same sample-size bias. ValueError when a set is
-    smaller than n.
+    Groups and the overall set evaluated at the same n share the same sample-size bias. paired: row i of both belongs to
+    one request, and the same rows are drawn of both; else the group that has n rows only would keep its pairs, and the
+    others lose theirs, which is another bias where an image is like its request's real one. ValueError when a set is
+    smaller than n, or when paired sets differ in size.
     """
     a, b = _features(a), _features(b)
+    if paired and len(a) != len(b):
+        raise ValueError(f"sets of {len(a)} and {len(b)} rows are not paired")
     if n < 2 or n > min(len(a), len(b)):
         raise ValueError(f"common size {n} is not between 2 and the sizes of the sets, {len(a)} and {len(b)}")
     rng = np.random.default_rng(seed)
-    return np.array([fid(a[rng.permutation(len(a))[:n]], b[rng.permutation(len(b))[:n]]) for _ in range(repeats)])
+    found = []
+    for _ in range(repeats):
+        rows = rng.permutation(len(a))[:n]
+        found.append(fid(a[rows], b[rows if paired else rng.permutation(len(b))[:n]]))
+    return np.array(found)
 
 
 def mifid(distance: float, memorised: float, tau: float, epsilon: float = 1e-14) -> float:

@@ -21,6 +21,7 @@ from compdiff.stats import CURVES
 
 CALLED = ("F1", "balanced accuracy", "ECE")  # at the validation threshold, or (ECE) of the probabilities
 ES = {"ES-{}": "sum", "ES-{}-mean": "mean"}  # name of an equity-scaled metric: how the groups' deviations combine
+AT_HALF = "threshold 0.5: no validation image has the label"
 FEWER = "; its interval counts the ill patients, who are fewer than their images"
 Name = tuple[str, str]  # (setting, method)
 SPREADS = {"gap": "max-min", "gap90": "p90-p10", "std": "std/overall", "range": "max-min/overall"}  # as fairness.gaps
@@ -41,6 +42,11 @@ def groups_of(data: Data, rows: pd.DataFrame, conditions: bool = False) -> dict[
 def threshold(y: np.ndarray, p: np.ndarray) -> float:
     """The score from which F1 is largest; 0.5 where there is no positive."""
     return scores.f1_threshold(y, p) if (y == 1).any() else 0.5
+
+
+def without_threshold(val: pd.DataFrame, labels: Sequence[str]) -> list[str]:
+    """Labels that no validation image has, so that no F1 can choose their threshold."""
+    return [label for label in labels if not (val[f"y_{label}"] == 1).any()]
 
 
 # --- one classifier ---------------------------------------------------------------------------------------------------
@@ -87,18 +93,19 @@ def judge(name: Name, table: pd.DataFrame, val: pd.DataFrame, masks: Mapping[Key
     single = {k: m for k, m in groups.items() if k[0] in kinds}
     cuts = {label: threshold(val[f"y_{label}"].to_numpy(), val[f"p_{label}"].to_numpy(float)) for label in labels}
     drawn = stats.resample_patients(table["patient"], resamples, seed)
+    blind = without_threshold(val, labels)
     curves = rankings(table, single, labels, drawn)
     decide(curves, table, single, labels, cuts, drawn)
     one = disparity_label(labels)
     curves |= rankings(table, {k: m for k, m in groups.items() if k[0] in joint}, [one], drawn)
-    out = label_rows(curves, groups, name)
-    out += macro(curves, single, kinds, name)
+    out = label_rows(curves, groups, name, blind)
+    out += macro(curves, single, kinds, name, blind=blind)
     for kind in attributes:
         out += disparity(out, kind, [f"AUROC:{label}" for label in labels], name)
         out += disparity(out, kind, ["macro AUROC"], name, curves)
     for kind in joint:
         out += disparity(out, kind, [f"AUROC:{one}"], name)
-    out += parity_rows(table, groups, attributes, joint, labels, cuts, name)
+    out += parity_rows(table, groups, attributes, joint, labels, cuts, name, blind)
     return out + missed(table, val, groups, (*attributes, *joint), labels, name)
 
 
@@ -134,13 +141,14 @@ def decide(curves: Curves, table: pd.DataFrame, groups: Mapping[Key, np.ndarray]
                 values["ECE"] = scores.ece(y, p)  # without resamples: a resample's ECE is biased upwards
 
 
-def label_rows(curves: Curves, groups: Mapping[Key, np.ndarray], name: Name) -> list[dict]:
-    """<metric>:<label> of every group; of intersections AUROC only."""
+def label_rows(curves: Curves, groups: Mapping[Key, np.ndarray], name: Name, blind: Sequence[str] = ()) -> list[dict]:
+    """<metric>:<label> of every group; of intersections AUROC only. blind: labels of `without_threshold`."""
     out = []
     for (key, label), (note, values) in curves.items():
         for metric in ("AUROC",) if " x " in key[0] else (*CURVES, *CALLED):
             value = None if note else interval_of(metric, values[metric])
             what = note or ("10 bins of equal width" if metric == "ECE" else "")
+            what = what or (AT_HALF if metric in CALLED and label in blind else "")
             out.append(row(name, key, f"{metric}:{label}", value, int(groups[key].sum()), what))
     return out
 
@@ -158,8 +166,9 @@ def shared_labels(curves: Curves, kind: str) -> list[str]:
 
 
 def macro(curves: Curves, groups: Mapping[Key, np.ndarray], kinds: Sequence[str], name: Name,
-          metrics: Sequence[str] = (*CURVES, *CALLED)) -> list[dict]:  # fmt: skip
-    """Means over labels. Groups of one kind are compared on the labels that are eligible in ALL of them."""
+          metrics: Sequence[str] = (*CURVES, *CALLED), blind: Sequence[str] = ()) -> list[dict]:  # fmt: skip
+    """Means over labels. Groups of one kind are compared on the labels that are eligible in ALL of them. blind: labels
+    of `without_threshold`, which the notes of what needs one name."""
     out = []
     for kind in kinds:
         keys, shared = [k for k in groups if k[0] == kind], shared_labels(curves, kind)
@@ -172,7 +181,9 @@ def macro(curves: Curves, groups: Mapping[Key, np.ndarray], kinds: Sequence[str]
             for metric in metrics:
                 mean = np.mean([curves[key, label][1][metric] for label in shared], axis=0) if shared else None
                 value = None if mean is None else interval_of(metric, mean)
-                out.append(row(name, key, f"macro {metric}", value, int(groups[key].sum()), note))
+                here = [x for x in shared if x in blind] if metric in CALLED and metric != "ECE" else []
+                what = "; ".join(filter(None, [note, *[f"{AT_HALF} ({', '.join(here)})"] * bool(here)]))
+                out.append(row(name, key, f"macro {metric}", value, int(groups[key].sum()), what))
     return out
 
 
@@ -208,7 +219,8 @@ def disparity(rows: Sequence[dict], kind: str, metrics: Sequence[str], name: Nam
 
 
 def parity_rows(table: pd.DataFrame, groups: Mapping[Key, np.ndarray], attributes: Sequence[str], joint: Sequence[str],
-                labels: Sequence[str], cuts: Mapping[str, float], name: Name) -> list[dict]:  # fmt: skip
+                labels: Sequence[str], cuts: Mapping[str, float], name: Name,
+                blind: Sequence[str] = ()) -> list[dict]:  # fmt: skip
     """Demographic parity, equalized odds and equal opportunity, as difference and ratio, at the validation threshold.
 
     Every label between the categories of each attribute, and the disparity label between intersections.
@@ -226,6 +238,7 @@ def parity_rows(table: pd.DataFrame, groups: Mapping[Key, np.ndarray], attribute
             for what, value in values.items():
                 undefined = value is not None and not np.isfinite(value)  # a ratio where no group has a positive call
                 notes = ["not available: 0 / 0, the rate is 0 in every group"] * undefined + [found.note] * bool(found.note)
+                notes += [AT_HALF] * (label in blind)
                 out.append(row(name, (kind, ""), f"{what}:{label}", value, len(table), "; ".join(notes)))
     return out
 
@@ -242,6 +255,7 @@ def missed(table: pd.DataFrame, val: pd.DataFrame, groups: Mapping[Key, np.ndarr
     if label != HEALTHY:
         healthy, called = 1 - healthy, 1 - called
     what = f"FPR of {label}" if label == HEALTHY else f"missed {label}"
+    what += f"; {AT_HALF}" * bool(without_threshold(val, [label]))
     patients, out, rates = table["patient"].to_numpy(), [], {}
     for key, mask in groups.items():
         rate = rates[key] = fairness.underdiagnosis(healthy[mask], called[mask], patients=patients[mask])

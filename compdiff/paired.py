@@ -12,7 +12,7 @@ import numpy as np
 
 from compdiff import clouds, stats
 from compdiff.alignment import JUDGE, correct
-from compdiff.evaluate import Halves, ImageSet, Reference, draws, few_images, fid_of, kid_of, result
+from compdiff.evaluate import Halves, ImageSet, Reference, draws, few_images, kid_of, result
 from compdiff.stats import Interval
 
 
@@ -29,7 +29,7 @@ def kid(sets: Sequence[ImageSet], ref: Reference, resamples: int, seed: int) -> 
 
 
 def fid(sets: Sequence[ImageSet], ref: Reference, halves: Mapping[str, Halves | None]) -> list[dict]:
-    """FID_a - FID_b +- z std of that difference over the same random halves of the patients.
+    """FID_a - FID_b +- t std of that difference over the same random halves of the patients.
 
     halves: `evaluate.fid_of` each method, of one seed. No value, but the reason, where a set holds too few images.
     """

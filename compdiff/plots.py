@@ -117,4 +117,4 @@ def error(row: Mapping[str, object]) -> np.ndarray:
 def intervals_of(results: pd.DataFrame) -> str:
     """What the bars of a figure are, in words."""
     seeds = int(results["seeds"].max()) if len(results) else 0
-    return "95 % intervals, n = 1 seed" if seeds <= 1 else f"95 % t-intervals of {seeds} seeds"
+    return "95 % intervals, n = 1 seed" if seeds <= 1 else f"95 % intervals, {seeds} seeds"

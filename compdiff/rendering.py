@@ -101,8 +101,8 @@ def seeds_note(table: pd.DataFrame) -> str:
     if seeds > 1:
         fewer = " (fewer where the CSV says so)" if (ours.loc[ours["value"].notna(), "seeds"] < seeds).any() else ""
         return (f"Ours: mean (standard deviation) over n = {seeds} training seeds{fewer}; lo and hi of the CSV: "
-                "95 % t-interval of the seeds' values, not clipped: few seeds make it wide, and it may pass the metric's "
-                "range (an accuracy above 1).")  # fmt: skip
+                "95 % interval over trainings (t-interval of the seeds) and, where a seed has one, over test patients, not "
+                "clipped: few seeds make it wide, and it may pass the metric's range (an accuracy above 1).")  # fmt: skip
     return "Ours: n = 1 seed, value [95 % interval of the resampled patients]. Published: value (standard deviation)."
 
 

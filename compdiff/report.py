@@ -153,9 +153,10 @@ def published_lines(pairs: pd.DataFrame) -> list[str]:
 def head(results: pd.DataFrame, title: str, kind: str, seeds: Sequence[int]) -> list[str]:
     """Title, and on what every sentence rests: images, features, seeds, intervals, and where its provenance stands."""
     many = (
-        f"n = {len(seeds)} training seeds: numbers are means, intervals are 95 % t-intervals of the seeds' values, not "
-        "clipped (few seeds make them wide, and they may pass a metric's range: an accuracy above 1), p-values are "
-        "twice the mean of the seeds' (valid however these depend on each other), at most 1"
+        f"n = {len(seeds)} training seeds: numbers are means, 95 % intervals count other trainings (t-interval of the "
+        "seeds' values) and, where one seed's number has an interval, other test patients, and are not clipped (few "
+        "seeds make them wide, and they may pass a metric's range: an accuracy above 1), p-values are twice the mean of "
+        "the seeds' (valid however these depend on each other), at most 1"
         if len(seeds) > 1
         else "n = 1 training seed: intervals are over resampled patients, and nothing here says how much another seed "
         "would differ"

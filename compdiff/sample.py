@@ -89,7 +89,7 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
     """One synthetic set: `folder`/images/<id>.png for every row, then samples.csv. Restarts where it stopped.
 
     `rows` holds id and the attribute columns; `checkpoint` is the sha256 of the weights. A folder made by other weights,
-    prompts, settings or code is made anew. share (k, n): this process makes row k and every n-th after it; any number of
+    prompts, settings or code is made anew; where only other columns of `rows` changed, samples.csv is. share (k, n): this process makes row k and every n-th after it; any number of
     processes may work at once, and the one that finds all images there writes samples.csv. ValueError when two rows share
     an id; RuntimeError while others make another set in `folder`.
     """
@@ -115,9 +115,9 @@ def generate(folder: Path, rows: pd.DataFrame, prompts: list[str], attributes: n
                 images = sample(model, base, text[part], empty, torch.as_tensor(attributes)[part], seeds, config, **given)
                 for row, image in zip(part, images, strict=True):
                     save_png(files[row], image)
-        if not listing.exists() and all(file.exists() for file in files):
-            with record.atomic(listing) as temporary:
-                table.to_csv(temporary, index=False)
+        listed = table.to_csv(index=False)  # labels and other columns may change where no image does
+        if all(file.exists() for file in files) and not (listing.exists() and listing.read_text() == listed):
+            record.write_text(listing, listed)
     return table
 
 

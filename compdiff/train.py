@@ -178,7 +178,7 @@ def train(config: Config, base: Diffusion, data: Latents, valid: Latents, condit
         if odd := [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"{', '.join(odd)} at step {step + 1}: lower lr, or use precision=no")
         if accelerator.is_main_process:  # one process decides
-            reweighter.observe(gathered[:, 0], data.attributes[rows], whole.generator("sigma"), step)
+            reweighter.observe(gathered[:, 0], data.attributes[rows], whole.generator("sigma"), step + 1)
         reweighter.sigma = broadcast(reweighter.sigma.to(device)).cpu()
         row = {"step": step + 1, **means, "grad_norm": float(sharded.whole(grad_norm)), "lr": c.lr * learning_rate(step, c)}
         if (step + 1) % validate_every == 0 or step + 1 == c.steps:

@@ -131,6 +131,6 @@ def test_a_trained_controlnet_is_found_and_draws(trained, examples):
 
 def test_the_page_starts_where_the_copied_set_was_drawn(trained, tmp_path):
     usual = heart_studio.usual(trained)
-    assert (usual.steps, usual.guidance) == (tiny.HEART["sample_steps"], tiny.HEART["copy_guidance"])
-    for profile, guidance in (("demo", 1.5), ("paper", 4.0)):  # no record: the profile's own
+    assert (usual.steps, usual.guidance) == (tiny.HEART["sample_steps"], tiny.HEART["random_guidance"])
+    for profile, guidance in (("demo", 2.0), ("paper", 9.0)):  # no record: the profile's own
         assert heart_studio.usual(heart_studio.HeartRun(str(tmp_path), profile, "cardiac", 0, "all")).guidance == guidance

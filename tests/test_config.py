@@ -107,11 +107,11 @@ def test_an_indivisible_batch_is_refused():
 # Method section 2, the table of recipes.
 COMPDIFF = dict(steps=30_000, lr=1e-5, lr_schedule="cosine", clip=1.0, precision="bf16", gradient_checkpointing=True, ema=True,
                 trained=("unet", "text_encoder"), solver="ddpm", sample_steps=75, guidance=7.5, time_window=30, kl_weight=0.005,
-                lora_rank=0, optimizer="adamw", ema_horizon=0.1)  # fmt: skip
+                lora_rank=0, optimizer="adamw", ema_horizon=0.1, raw_samples=32)  # fmt: skip
 FAIRDIFFUSION = dict(steps=100_000, batch=32, microbatch=16, lr=1e-5, lr_schedule="constant", clip=1.0, precision="fp16",
                      gradient_checkpointing=True, ema=True, trained=("unet",), solver="base", sample_steps=75, guidance=7.5,
                      input_perturbation=0.0, weighting="original", time_window=30, lora_rank=0, optimizer="adamw",
-                     ema_horizon=0.1)  # fmt: skip
+                     ema_horizon=0.1, raw_samples=20)  # fmt: skip
 
 
 @pytest.mark.parametrize("profile", config.PROFILES)
@@ -150,3 +150,9 @@ def test_readme_says_how_the_demo_differs_from_the_paper():
 def test_the_ablation_without_uncertainty_differs_in_nothing_else():
     whole, without = (settings("demo", "chest", m) for m in ("hcn", "hcn_no_uncertainty"))
     assert without == config.override(whole, uncertainty=False) != whole
+
+
+def test_hearts_at_paper_scale_have_the_papers_numbers():
+    heart = settings("paper", "biobank").heart
+    assert (heart.train_prevalence, heart.repeats, heart.other_repeats, heart.folds) == (0.25, 8, 8, 5)
+    assert (heart.copy_guidance, heart.random_guidance, heart.weight_clip) == (4.0, 9.0, 20.0)

@@ -140,3 +140,28 @@ def test_parity_leaves_small_groups_out_instead_of_taking_their_rate_as_zero():
     assert found.note == "without Hispanic (ineligible)"
     assert found.values == fairness.parity(truth[5:], called[5:], group[5:]).values
     assert fairness.parity(truth, called, np.full(400, "all")).values == {}
+
+
+def test_a_classifier_without_skill_has_no_gap_and_full_parity():
+    rng = np.random.default_rng(0)
+    y, group = rng.integers(0, 2, 400), np.repeat(["a", "b"], 200)
+    same = fairness.card(y, np.full(400, y.mean()), group)
+    assert same["AUROC"] == same["ES-AUROC"] == 0.5 and same["gap AUROC"] == 0 and same["ECE"] < 1e-9
+    assert all(value == 0 for name, value in same.items() if name.endswith("difference"))
+    ill = fairness.card(y, np.zeros(400), group)
+    assert ill["underdiagnosis"] == pytest.approx(0.5 / ((y == 0).sum() + 1))
+    missed = fairness.card(1 - y, np.zeros(400), group, label="Edema")  # nobody called ill: all are sent home
+    assert missed["underdiagnosis"] == pytest.approx(((y == 0).sum() + 0.5) / ((y == 0).sum() + 1))
+    one = fairness.card(y, rng.uniform(size=400), np.repeat(["a", "b"], (395, 5)))
+    assert not {"gap AUROC", "ES-AUROC", "demographic parity difference"} & set(one)
+
+
+def test_the_card_holds_the_numbers_of_the_functions_that_it_names():
+    rng = np.random.default_rng(1)
+    y, group = rng.integers(0, 2, 300), rng.choice(["a", "b", "c"], 300)
+    p = np.clip(rng.normal(0.3 + 0.3 * y * (group == "a"), 0.2), 0, 1)
+    found, by_group = fairness.card(y, p, group), [stats.auroc(y[group == g], p[group == g])[0] for g in "abc"]
+    assert found["gap AUROC"] == pytest.approx(np.ptp(by_group)) and found["gap AUROC"] > 0.1
+    assert found["ES-AUROC"] == pytest.approx(found["AUROC"] / (1 + sum(abs(g - found["AUROC"]) for g in by_group)))
+    calls = [(p[(group == g)] >= 0.5).mean() for g in "abc"]
+    assert found["demographic parity difference"] == pytest.approx(max(calls) - min(calls))

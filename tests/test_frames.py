@@ -16,20 +16,42 @@ def test_seeds_are_averaged_and_counted():
     three = frames.over_seeds(made_up((0, 1, 2)))
     row = Item("quality", "FID").of(three, "text")
     assert (row["value"], row["std"], row["seeds"]) == (21.0, 1.0, 3)  # by hand: 20, 21, 22
+    own = made_up()  # trainings and patients are independent: half-widths add in squares
+    own = Item("quality", "FID").of(frames.over_seeds(own), "text")
     wanted = stats.seeds_interval(np.array([20.0, 21.0, 22.0]))
-    assert (row["lo"], row["hi"]) == pytest.approx((wanted.lo, wanted.hi))
+    assert row["value"] - row["lo"] == pytest.approx(np.hypot(21 - wanted.lo, own["value"] - own["lo"]))
+    assert row["hi"] - row["value"] == pytest.approx(np.hypot(wanted.hi - 21, own["hi"] - own["value"]))
+    assert own["hi"] > own["value"] > own["lo"]
     assert rendering.shown({**row, "column": "FID", "key": "text", "n": np.nan}) == "21.0 (1.00)"
 
 
+def test_the_interval_of_seeds_covers_what_other_trainings_and_other_patients_would_give():
+    """Simulated: every study has three trainings, all judged on its own 100 patients, whose luck they share."""
+    rng, covered, alone = np.random.default_rng(0), 0, 0
+    row, rows, studies = made_up().iloc[0].to_dict() | {"lo": np.nan, "hi": np.nan}, [], 400
+    for study in range(studies):
+        luck, patients = rng.normal(0, 0.1), 0.1 * 1.96
+        values = 0.8 + luck + rng.normal(0, 0.02, 3)
+        rows += [row | {"metric": f"accuracy:{study}", "seed": s, "value": v, "lo": v - patients, "hi": v + patients}
+                 for s, v in enumerate(values)]  # fmt: skip
+        ends = stats.seeds_interval(values)
+        alone += ends.lo <= 0.8 <= ends.hi
+    found = frames.over_seeds(record.results(rows))
+    found = found[found["metric"].str.startswith("accuracy:")]
+    covered = found["lo"].le(0.8).to_numpy() & found["hi"].ge(0.8).to_numpy()
+    assert len(found) == studies and 0.93 < covered.mean() < 0.99 and alone / studies < 0.5
+
+
 def test_seeds_of_one_value_keep_the_interval_of_their_rows():
-    """Three copies of the share 0 are no certainty: Jeffreys' end stays; where seeds differ it is Student's, however narrow."""
+    """Three copies of the share 0 are no certainty: Jeffreys' end stays; where seeds differ, theirs comes in."""
     row = made_up().iloc[0].to_dict() | {"metric": "suspected copies", "value": 0.0, "lo": 0.0, "hi": 0.005}
     alike = frames.over_seeds(record.results([row | {"seed": s, "hi": 0.005 + s / 1000} for s in range(3)]))
     (same,) = alike[alike["metric"] == "suspected copies"].to_dict("records")
     assert (same["value"], same["lo"], same["hi"], same["std"], same["seeds"]) == (0, 0, 0.007, 0, 3)
     (differ,) = frames.over_seeds(record.results([row | {"seed": s, "value": s / 1000} for s in range(3)])).to_dict("records")
     wanted = stats.seeds_interval(np.array([0.0, 0.001, 0.002]))
-    assert (differ["lo"], differ["hi"]) == pytest.approx((wanted.lo, wanted.hi))
+    above = np.mean([0.005, 0.004, 0.003])
+    assert differ["hi"] == pytest.approx(0.001 + np.hypot(wanted.hi - 0.001, above))
 
 
 def test_a_distance_ranks_between_clear_ends_only():

@@ -368,3 +368,27 @@ def test_a_ratio_of_nothing_to_nothing_says_so():
     assert value(rows, "equalized odds difference:spot", ("sex", ""))["value"] == 0
     ratio = value(rows, "equalized odds ratio:spot", ("sex", ""))
     assert np.isnan(ratio["value"]) and ratio["note"].startswith("not available: 0 / 0")
+
+
+def test_without_1a_or_with_other_images_every_classifier_has_a_row_that_says_so():
+    base, other = table_of(200, 0), table_of(200, 1)
+    (row,) = comparisons.against_real({("1b", "hcn"): other}, LABELS, 20, 0)
+    assert (row["setting"], row["method"], row["note"]) == ("1b", "hcn", "not available: strategy 1a was not run")
+    assert np.isnan(row["value"]) and row["metric"] == "macro AUROC minus 1a"
+    (row,) = comparisons.against_real({("1a", REAL): base, ("1b", "hcn"): other.assign(id=other["id"] + "x")}, LABELS, 20, 0)
+    assert row["note"] == "not available: 1a was judged on other images"
+    assert comparisons.against_real({("5a on synthetic", "text"): other}, LABELS, 20, 0) == [], "nobody else is judged on those"
+
+
+def test_a_label_that_no_validation_image_has_is_cut_at_one_half_and_says_so():
+    t, val = table_of(), table_of(seed=1)
+    said = "threshold 0.5: no validation image has the label"
+    for rare, wanted in ((0, True), (val["y_rare"], False)):
+        rows = outcomes.judge(("1a", REAL), t, val.assign(y_rare=rare), masks_of(t), SCHEMA.names, LABELS, 20, 0)
+        for metric in ("F1:rare", "balanced accuracy:rare", "macro F1"):
+            assert (said in value(rows, metric)["note"]) == wanted, metric
+        assert not any(said in value(rows, metric)["note"] for metric in ("AUROC:rare", "F1:spot", "macro ECE", "ECE:rare"))
+        parity = [r for r in rows if "difference:rare" in r["metric"]]
+        assert parity and all((said in r["note"]) == wanted for r in parity)
+    blind = outcomes.judge(("1a", REAL), t, val.assign(y_spot=0), masks_of(t), SCHEMA.names, LABELS, 20, 0)
+    assert said in value(blind, "underdiagnosis")["note"]

@@ -69,7 +69,8 @@ def test_several_processes_train_the_weights_of_one(on_gloo, one_process, world)
     assert list(again["step"]) == list(range(1, STEPS + 1))
     assert (again["loss"] - log["loss"]).abs().max() < TOLERANCE  # the same samples, times and noise at every step
     state = load_file(folder / world / "checkpoint.safetensors")
-    assert state["reweighter.updates"].item() == 2 and len(state["reweighter.history"]) == STEPS
+    assert state["reweighter.updates"].item() == 2
+    assert state["reweighter.history"][:, 0].tolist() == list(range(1, STEPS + 1)), "the log's steps"
 
 
 def test_weights_spread_by_fsdp_are_trained_to_those_of_one_process(under_fsdp, one_process):

@@ -79,6 +79,18 @@ def test_matched_fid_has_one_size(ref):
     assert all(0 < r["lo"] < r["value"] < r["hi"] for r in rows)
 
 
+def test_pairs_of_image_and_request_stay_together_in_every_matched_group(ref):
+    """An image that is its own original but for a little noise is as near in the whole as in its groups: no inequality
+    where everybody is treated alike. Rows drawn apart on both sides would keep the pairs of the smallest group only."""
+    near = replace(fake(ref), features=ref.features + 0.1 * np.random.default_rng(0).normal(size=ref.features.shape))
+    found = {r["group"]: r["value"] for r in evaluate.matched(near, ref, 0)}
+    assert max(found.values()) < 1.5 * min(found.values())
+    apart = metrics.matched_fid(near.features, ref.features, ref.rows["sex"].value_counts().min(), 10, 0).mean()
+    assert apart > 3 * max(found.values())
+    with pytest.raises(ValueError, match="3 and 4 rows are not paired"):
+        metrics.matched_fid(np.zeros((3, 2)), np.zeros((4, 2)), 2, 1, 0, paired=True)
+
+
 def test_a_category_too_small_to_match_is_named_and_its_attribute_has_no_equity():
     few = make_reference(seed=4)
     women = (few.rows["sex"] == "Female").to_numpy()

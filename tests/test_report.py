@@ -94,7 +94,7 @@ def test_better_and_worse_follow_the_metric():
 def test_seeds_and_holm_are_named():
     three = made_up((0, 1, 2))
     text = report.report(frames.over_seeds(three), SCHEMA, "Chest phantoms", "phantoms", [0, 1, 2])
-    assert "n = 3 training seeds" in text and "95 % t-intervals" in text and "p-values are twice the mean" in text
+    assert "n = 3 training seeds" in text and "count other trainings (t-interval of the seeds' values)" in text and "p-values are twice the mean" in text
     assert "not clipped" in text and "uncertainty (seed 0)" in text and "(run.json)" in text
     assert "not clipped" in rendering.seeds_note(tables.table1(frames.over_seeds(three), SCHEMA, "chest"))
     base = made_up().iloc[0].to_dict() | {"stage": "difference", "setting": "1b", "method": "hcn"}

@@ -174,6 +174,15 @@ def test_a_set_says_what_it_is(made, tmp_path):
             assert image.mode == "L" and "synthetic" in image.text["Description"]
 
 
+def test_other_labels_change_the_list_and_no_image(made, tmp_path, counted):
+    generate(made, tmp_path, rows=ROWS.assign(y_spot=0))
+    before = bytes_of(tmp_path)
+    generate(made, tmp_path, rows=ROWS.assign(y_spot=[0, 1, 0, 0, 1]))
+    after = bytes_of(tmp_path)
+    assert counted == [3, 2] and pd.read_csv(tmp_path / "samples.csv")["y_spot"].tolist() == [0, 1, 0, 0, 1]
+    assert {name: value for name, value in before.items() if name != "csv"}.items() < after.items()
+
+
 def test_a_finished_set_stays_and_what_is_missing_is_made_again(made, tmp_path, counted):
     generate(made, tmp_path)
     before = bytes_of(tmp_path)

@@ -225,7 +225,7 @@ def test_a_distance_does_not_reach_below_0_but_a_difference_does():
     halves = np.array([1.0, 3.0])  # standard deviation sqrt(2)
     assert clouds.halves_interval(1.0, halves).lo == 0
     found = clouds.halves_interval(1.0, halves, least=-np.inf)
-    assert (found.lo, found.hi) == pytest.approx((1 - 1.96 * np.sqrt(2), 1 + 1.96 * np.sqrt(2)), abs=1e-3)
+    assert (found.lo, found.hi) == pytest.approx((1 - 12.706 * np.sqrt(2), 1 + 12.706 * np.sqrt(2)), abs=1e-3)  # t(1), 97.5 %
 
 
 def test_fid_halves_hold_whole_patients_and_the_same_ones_on_both_sides(monkeypatch):

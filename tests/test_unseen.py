@@ -29,18 +29,22 @@ def test_words_follow_the_intervals(numbers, word):
 
 
 def test_several_trainings_are_compared_training_by_training():
-    """Against scipy's one-sample interval: a fall that each training shows is a fall, though the levels vary more."""
+    """Against scipy's one-sample interval: a fall that each training shows is a fall, though the levels vary more; the
+    patients of both kinds of cells, who are others, come on top."""
     row = made_up().iloc[0].to_dict() | {"stage": "alignment", "metric": "accuracy", "group_kind": "held_out", "method": "hcn"}
     seen, fall = np.array([0.6, 0.7, 0.8]), np.array([0.10, 0.11, 0.105])
-    rows = [row | {"seed": s, "group": g, "value": v, "lo": v - 0.2, "hi": v + 0.2, "n": n}
+    rows = [row | {"seed": s, "group": g, "value": v, "lo": v - 0.03, "hi": v + 0.04, "n": n}
             for s in range(3) for g, v, n in (("seen", seen[s], 90), ("held_out", seen[s] - fall[s], 60))]  # fmt: skip
     results = frames.over_seeds(pd.DataFrame(rows))
     (found,) = results[results["stage"] == "unseen"].to_dict("records")
     ends = ttest_1samp(-fall, 0).confidence_interval()
-    assert (found["lo"], found["hi"], found["n"]) == pytest.approx((ends.low, ends.high, 60))
+    down, up = (np.hypot(e, 0.05) for e in (found["value"] - ends.low, ends.high - found["value"]))  # 3, 4, 5
+    assert (found["lo"], found["hi"], found["n"]) == pytest.approx((found["value"] - down, found["value"] + up, 60))
     assert unseen.composes(results, "hcn")[0] == "falls short"
-    alone = frames.over_seeds(pd.DataFrame([r for r in rows if r["seed"] == 0]))
+    few = [r | {"lo": r["value"] - 0.2, "hi": r["value"] + 0.2} for r in rows]  # few patients: no seed says it
+    alone = frames.over_seeds(pd.DataFrame([r for r in few if r["seed"] == 0]))
     assert not alone["stage"].eq("unseen").any() and unseen.composes(alone, "hcn")[0] == "within noise"
+    assert unseen.composes(frames.over_seeds(pd.DataFrame(few)), "hcn")[0] == "within noise", "nor do three"
 
 
 def test_a_mean_over_what_the_judge_cannot_read_says_nothing():
