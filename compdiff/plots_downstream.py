@@ -158,23 +158,23 @@ def reliability(tables: Mapping[tuple[str, str], pd.DataFrame], kind: str, seed:
 
 # --- what fools AUROC, and a gap (lesson 07) --------------------------------------------------------------------------
 def curves(y: np.ndarray, p: np.ndarray, counts: np.ndarray | None = None) -> pd.DataFrame:
-    """What calling every score >= `cut` ill gives, for each distinct score, highest first: fpr, recall, precision, f1.
+    """What calling every score >= `cut` gives, for each distinct score, highest first: fpr, recall, precision, f1.
 
     y: 0/1 labels [n] and p: scores [n]; counts: how often each image counts, [n] or [1, n]. ValueError where a class is
     absent.
     """
     y, p, counts = stats.checked(y, p, counts)
     cut, place = np.unique(-p, return_inverse=True)
-    ill, healthy = (np.cumsum(np.bincount(place, weights=counts[0] * (y == k))) for k in (1, 0))
-    if not (ill[-1] and healthy[-1]):
-        raise ValueError("curves need ill and healthy images")
-    return pd.DataFrame({"cut": -cut, "fpr": healthy / healthy[-1], "recall": ill / ill[-1],
-                         "precision": ill / (ill + healthy), "f1": 2 * ill / (ill + healthy + ill[-1])})  # fmt: skip
+    has, has_not = (np.cumsum(np.bincount(place, weights=counts[0] * (y == k))) for k in (1, 0))
+    if not (has[-1] and has_not[-1]):
+        raise ValueError("curves need images with and without the label")
+    return pd.DataFrame({"cut": -cut, "fpr": has_not / has_not[-1], "recall": has / has[-1],
+                         "precision": has / (has + has_not), "f1": 2 * has / (has + has_not + has[-1])})  # fmt: skip
 
 
 @styled
 def ranking(y: np.ndarray, cases: Mapping[str, tuple[np.ndarray, np.ndarray | None]], label: str) -> Figure:
-    """Scores of ill and healthy (a histogram per case), ROC and precision-recall curves of all cases.
+    """Scores of those with and without the label (a histogram per case), ROC and precision-recall curves of all cases.
 
     y: 0/1 labels [n]; cases: scores [n] in [0, 1] and counts (or None) as `curves` takes them. Dots: the threshold 0.5
     (hollow) and that of the largest F1. The areas below the lines drawn are AUROC (slanted at ties) and AUPRC (steps).
@@ -191,7 +191,7 @@ def ranking(y: np.ndarray, cases: Mapping[str, tuple[np.ndarray, np.ndarray | No
         best = found.loc[found["f1"].idxmax()]
         half = found[found["cut"] >= 0.5].tail(1)  # empty: nobody is called
         ax = fig.add_subplot(grid[i, 0])
-        for k, who in enumerate(("healthy", "ill")):
+        for k, who in enumerate(("without", "with")):
             at = y == k
             ax.hist(p[at], 25, (0, 1), weights=weight[at], color=(GREY, PALETTE[3])[k], alpha=0.55, label=who)
         ax.axvline(0.5, color="black", lw=1, ls=":")
@@ -221,9 +221,9 @@ def chance_gaps(y: np.ndarray, p: np.ndarray, group: np.ndarray, times: int,
                 seed: int) -> tuple[list[str], float, np.ndarray] | None:  # fmt: skip
     """Largest minus smallest AUROC between groups -> (eligible groups, the gap, `times` gaps of exchanged names).
 
-    y, p [n] as above, group [n] its names, one row per patient. Names are exchanged among the ill and among the
-    healthy, so that every group keeps its numbers of both: what is left is what means nothing. Rows of ineligible
-    groups take no part; None with fewer than two eligible ones.
+    y, p [n] as above, group [n] its names, one row per patient. Names are exchanged among those with the label and
+    among those without it, so that every group keeps its numbers of both: what is left is what means nothing. Rows of
+    ineligible groups take no part; None with fewer than two eligible ones.
     """
     names = [g for g in np.unique(group) if not fairness.auroc_note(y[group == g])]
     if len(names) < 2:

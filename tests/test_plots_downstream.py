@@ -31,7 +31,7 @@ def test_curves_are_those_of_scikit_learn_with_weights_too():
 
 @pytest.mark.parametrize("label", (0, 1))
 def test_curves_of_one_class_are_refused(label):
-    with pytest.raises(ValueError, match="ill and healthy"):
+    with pytest.raises(ValueError, match="with and without the label"):
         plots_downstream.curves(np.full(5, label), np.linspace(0, 1, 5))
 
 
