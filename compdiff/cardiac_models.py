@@ -70,7 +70,9 @@ def latents(base: StackedDiffusion, studies: Studies, rows: np.ndarray, config: 
             training: bool = True, said: tuple[str, ...] | None = None,
             classes: tuple[int, ...] = ()) -> ControlLatents:  # fmt: skip
     """Training data of some patients: `heart.variants` pictures of each (`training`), prompts that name the attributes
-    `said` (None: all), masks with `classes` (default: `mask_classes`), and rows drawn by the clipped inverse frequency of their prompts (method section 5)."""
+    `said` (None: all), masks with `classes` (default: `mask_classes`), and rows drawn by the clipped inverse frequency of their prompts
+    (method section 5): once for all epochs, so that of a prompt with far more than 9 weight_clip rows (none in the demo)
+    most are never seen."""
     images, masks = studies.images("stacked", config.data.size, rows), studies.masks("stacked", config.data.size, rows)
     prompts, attributes = np.array(studies.prompts(said))[rows], studies.attributes()[rows]
     if training:
