@@ -178,7 +178,7 @@ def mask_controls(examples: Sequence[masks.Example]) -> tuple[gr.Gallery, gr.Ima
 
 
 def which_heart(runs: Sequence[heart_studio.HeartRun]) -> tuple[gr.Dropdown | gr.State, Sampling]:
-    """The choice of a run, and how the first one's copied set was drawn; without a run, how to train one."""
+    """The choice of a run, and how the first one usually draws; without a run, how to train one."""
     if not runs:
         gr.Markdown(heart_studio.NOTHING_TRAINED)
         return gr.State(""), Sampling()

@@ -221,7 +221,7 @@ def test_generate_a_heart_and_see_its_frames(at_page, served, heart_root):
     assert at_page.js(shown), at_page.text() + (served[2] / "page.log").read_text()
     example, (run,) = masks.examples()[0], heart_studio.trained_runs(str(heart_root), base=str(heart_root / "base"))
     prompt, mask = heart_studio.prompt_of(example.row), masks.from_grey(masks.to_grey(example.mask), 32)
-    how = studio.Sampling(0, 2, 2.0, 2)  # steps of the run, guidance of its random set
+    how = studio.Sampling(0, 2, 2.5, 2)  # steps of the run, guidance of its random set
     weights = record.sha256_file(run.folder.train("control") / "all" / "weights.safetensors")
     drawn = list(heart_studio.generate(run, mask, prompt, example.row, how))
     expected = [pair for one in drawn for pair in heart_studio.frames(one.image).items()]

@@ -41,7 +41,7 @@ def test_a_heart_follows_the_chosen_mask(heart_root, shown, capsys):
     (run,) = heart_studio.trained_runs(str(heart_root), base=str(heart_root / "base"))
     box = widgets.heart_explorer(run)
     named, examples = by_description(box), masks.examples(32)
-    assert shown == [] and (named["Steps"].value, named["Guidance"].value) == (2, 1.5), "as the copied set was drawn"
+    assert shown == [] and (named["Steps"].value, named["Guidance"].value) == (2, 2.5), "the steps of the run, the guidance of its random set"
     assert [name for name, _ in named["Mask"].options] == [e.name for e in examples]
     named["Mask"].value, named["Images"].value, named["Seed"].value = 3, 2, 5
     assert named["Prompt"].value == heart_studio.prompt_of(examples[3].row)
@@ -50,7 +50,7 @@ def test_a_heart_follows_the_chosen_mask(heart_root, shown, capsys):
         assert np.array_equal(masks.from_grey(np.asarray(picture), 32), examples[3].mask)
     named["Prompt"].value = "heart failure"
     named["Generate"].click()
-    asked = run, examples[3].mask, "heart failure", examples[3].row, studio.Sampling(5, 2, 1.5, 2)
+    asked = run, examples[3].mask, "heart failure", examples[3].row, studio.Sampling(5, 2, 2.5, 2)
     for picture, one in zip(shown, heart_studio.generate(*asked), strict=True):
         frames = heart_studio.frames(one.image)
         drawn = np.asarray(picture)[: 4 * 32 : 4, ::4, 0]  # two frames of 32 pixels, enlarged to 256

@@ -27,7 +27,7 @@ from compdiff.config import DataConfig, settings
 DIALS = dict(steps=8, batch=4, microbatch=4, d_node=16, aux_hidden=16, time_window=4, restarts=1, raw_samples=4,
              train_n=24, val_n=8, test_per_cell=1, validate_every=0.25, checkpoint_every=0.25)  # fmt: skip
 HEART = dict(size=32, steps=2, vae_steps=2, unet_steps=2, batch=4, microbatch=4, hearts=18, test_hearts=6, folds=3,
-             variants=1, sample_steps=2, copy_guidance=1.5, random_guidance=2.0, prevalence=0.4, d_node=8, aux_hidden=8)  # fmt: skip
+             variants=1, sample_steps=2, copy_guidance=1.5, random_guidance=2.5, prevalence=0.4, d_node=8, aux_hidden=8)  # fmt: skip
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])}
 
